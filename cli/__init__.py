@@ -1,0 +1,1 @@
+"""The talstack command: one click command per module."""

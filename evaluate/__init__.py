@@ -1,0 +1,1 @@
+"""Scores of detections and scenes against ground truth; knows only talstack.io."""

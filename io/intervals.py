@@ -1,0 +1,55 @@
+"""Intervals in seconds: checks, intersection over union, gaps.
+
+An interval is [start_s, end_s), seconds on one recording's clock. Many intervals are an (n, 2) float64 array.
+"""
+
+import numpy as np
+
+from talstack.io.errors import InputError
+
+
+def validate_intervals(intervals: np.ndarray, *, what: str = "intervals") -> np.ndarray:
+    """Return the intervals as (n, 2) float64, seconds.
+
+    Raises:
+        InputError: another shape, a value that is not finite, or an end that is not after its start; the
+            message names the first bad row.
+    """
+    array = np.asarray(intervals, dtype=np.float64)
+    if array.size == 0:
+        return array.reshape(0, 2)
+    if array.ndim != 2 or array.shape[1] != 2:
+        raise InputError(f"{what}: expected shape (n, 2), got {array.shape}")
+    bad = ~np.isfinite(array).all(axis=1) | ~(array[:, 1] > array[:, 0])
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise InputError(
+            f"{what}: row {row} is [{array[row, 0]}, {array[row, 1]}]; start and end must be finite and end > start"
+        )
+    return array
+
+
+def pairwise_tiou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the temporal intersection over union of every pair, (n, m) float64.
+
+    No epsilon in the denominator (ActivityNet's definition): both sides must have positive length.
+    """
+    start = np.maximum(first[:, None, 0], second[None, :, 0])
+    end = np.minimum(first[:, None, 1], second[None, :, 1])
+    intersection = np.clip(end - start, 0.0, None)
+    union = (first[:, 1] - first[:, 0])[:, None] + (second[:, 1] - second[:, 0])[None, :] - intersection
+    return intersection / union
+
+
+def overlap_s(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the length of every pair's intersection in seconds, (n, m) float64."""
+    start = np.maximum(first[:, None, 0], second[None, :, 0])
+    end = np.minimum(first[:, None, 1], second[None, :, 1])
+    return np.clip(end - start, 0.0, None)
+
+
+def true_runs(mask: np.ndarray) -> np.ndarray:
+    """Return the maximal runs of True in a (n,) bool array as (k, 2) int64 [first, past-the-last)."""
+    padded = np.concatenate([[False], np.asarray(mask, dtype=bool), [False]])
+    edges = np.flatnonzero(padded[1:] != padded[:-1])
+    return edges.reshape(-1, 2)
