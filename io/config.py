@@ -65,7 +65,9 @@ def _convert(value: Any, expected: Any, where: str) -> Any:
         return _convert(value, options[0], where)
     if origin is typing.Literal:
         if value not in typing.get_args(expected):
-            raise ConfigError(f"{where}: expected one of {', '.join(map(repr, typing.get_args(expected)))}, got {value!r}")
+            raise ConfigError(
+                f"{where}: expected one of {', '.join(map(repr, typing.get_args(expected)))}, got {value!r}"
+            )
         return value
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -77,8 +79,7 @@ def _convert(value: Any, expected: Any, where: str) -> Any:
 def to_dict(config: Any) -> dict[str, Any]:
     """Return the settings as plain values, tuples as lists: ready for JSON and fingerprints."""
     return {
-        f.name: list(v) if isinstance(v := getattr(config, f.name), tuple) else v
-        for f in dataclasses.fields(config)
+        f.name: list(v) if isinstance(v := getattr(config, f.name), tuple) else v for f in dataclasses.fields(config)
     }
 
 

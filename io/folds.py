@@ -18,7 +18,9 @@ def assign_folds(manifest: Manifest, num_folds: int, *, seed: int = 0) -> pl.Dat
     """
     rows = manifest.recordings.filter(pl.col("split") != "test").sort("recording")
     if num_folds < 2 or rows.height < num_folds:
-        raise InputError(f"folds: {num_folds} folds over {rows.height} train and val recordings; need 2 <= folds <= recordings")
+        raise InputError(
+            f"folds: {num_folds} folds over {rows.height} train and val recordings; need 2 <= folds <= recordings"
+        )
     rng = np.random.default_rng(seed)
     shuffled = rows[rng.permutation(rows.height)]
     # longest scenes first, so that the remainders of small scenes fill up the folds evenly

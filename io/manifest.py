@@ -126,13 +126,17 @@ class Manifest:
         """
         header = folder / "dataset.toml"
         if not header.is_file():
-            raise MissingInputError(f"{folder}: not a talstack data folder (no dataset.toml); make one with `talstack import`")
+            raise MissingInputError(
+                f"{folder}: not a talstack data folder (no dataset.toml); make one with `talstack import`"
+            )
         try:
             values = tomllib.loads(header.read_text(encoding="utf-8"))
         except tomllib.TOMLDecodeError as error:
             raise InputError(f"{header}: {error}") from error
         if values.get("format_version") != FORMAT_VERSION:
-            raise InputError(f"{header}: format_version {values.get('format_version')!r}, expected {FORMAT_VERSION}; import again")
+            raise InputError(
+                f"{header}: format_version {values.get('format_version')!r}, expected {FORMAT_VERSION}; import again"
+            )
         tables = {}
         for name in SCHEMAS:
             path = folder / f"{name}.parquet"
@@ -173,10 +177,16 @@ def _check(manifest: Manifest) -> None:
     repeated = recordings.filter(pl.col("recording").is_duplicated())["recording"].unique().sort()
     if len(repeated):
         raise InputError(f"recordings: {repeated[0]!r} appears more than once")
-    _refuse(recordings, ~pl.col("duration_s").gt(0) | pl.col("duration_s").is_null(), "recordings: duration_s must be > 0")
+    _refuse(
+        recordings,
+        ~pl.col("duration_s").gt(0) | pl.col("duration_s").is_null(),
+        "recordings: duration_s must be > 0",
+    )
     _refuse(recordings, ~pl.col("split").is_in(SPLITS), f"recordings: split must be one of {', '.join(SPLITS)}")
     _refuse(
-        recordings, pl.col("scene").is_not_null() & ~pl.col("scene").is_in(manifest.scenes), "recordings: unknown scene"
+        recordings,
+        pl.col("scene").is_not_null() & ~pl.col("scene").is_in(manifest.scenes),
+        "recordings: unknown scene",
     )
     for name in ("clips", "instances", "features", "folds"):
         table: pl.DataFrame = getattr(manifest, name)
@@ -184,7 +194,11 @@ def _check(manifest: Manifest) -> None:
     _refuse(manifest.instances, ~pl.col("label").is_in(manifest.actions), "instances: unknown label")
     _refuse(manifest.instances, ~(pl.col("end_s") > pl.col("start_s")), "instances: end_s must be after start_s")
     clips = manifest.clips
-    _refuse(clips, pl.struct("recording", "view", "clip").is_duplicated(), "clips: recording, view, clip must be unique")
+    _refuse(
+        clips,
+        pl.struct("recording", "view", "clip").is_duplicated(),
+        "clips: recording, view, clip must be unique",
+    )
 
 
 def _refuse(table: pl.DataFrame, condition: pl.Expr, message: str) -> None:

@@ -9,7 +9,11 @@ from talstack.io.errors import InputError, MissingInputError
 
 
 def read_csv(
-    path: Path, schema: Mapping[str, type[pl.DataType]], *, optional: Sequence[str] = (), nullable: Sequence[str] = ()
+    path: Path,
+    schema: Mapping[str, type[pl.DataType]],
+    *,
+    optional: Sequence[str] = (),
+    nullable: Sequence[str] = (),
 ) -> pl.DataFrame:
     """Return the table with exactly the columns of `schema`, in its order, plus `line` (1-based line in the file).
 
@@ -42,9 +46,7 @@ def read_csv(
     return pl.DataFrame([*columns, raw["line"]])
 
 
-def _cast(
-    raw: pl.DataFrame, name: str, dtype: type[pl.DataType], path: Path, *, may_be_null: bool
-) -> pl.Series:
+def _cast(raw: pl.DataFrame, name: str, dtype: type[pl.DataType], path: Path, *, may_be_null: bool) -> pl.Series:
     if name not in raw.columns:
         return pl.Series(name, [None] * raw.height, dtype=dtype)
     text = raw[name].str.strip_chars()
@@ -56,7 +58,5 @@ def _cast(
     if bad.any():
         row = bad.arg_true()[0]
         value = "an empty value" if text[row] is None else repr(text[row])
-        raise InputError(
-            f"{path}, line {raw['line'][row]}, column {name}: expected {dtype.__name__}, got {value}"
-        )
+        raise InputError(f"{path}, line {raw['line'][row]}, column {name}: expected {dtype.__name__}, got {value}")
     return values

@@ -1,0 +1,195 @@
+"""An extraction: which recipe made each modality of a data set, and so which shards belong to it.
+
+`talstack extract` writes one record per extraction; stage two finds its features through it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from talstack.io.errors import ConfigError, InputError, MissingInputError, StoreError
+from talstack.io.files import read_json, write_json
+from talstack.io.grid import SegmentGrid
+from talstack.io.manifest import Manifest
+from talstack.io.shard import EXTERNAL_VIEW, Shard, ShardKey
+from talstack.io.store import ClipHashes, FeatureStore
+
+
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """What one `talstack extract` made.
+
+    Attributes:
+        name: by default the data set's name.
+        segment_s: length of a segment, seconds.
+        recipes: settings by modality; a modality of an external feature file has its own name.
+        views: the cameras taken.
+        seen: recordings that the backbone was fine-tuned on; their features are optimistic.
+    """
+
+    name: str
+    segment_s: float
+    recipes: Mapping[str, Mapping[str, Any]]
+    views: tuple[str, ...]
+    seen: tuple[str, ...] = ()
+
+    def save(self, store_root: Path) -> None:
+        """Write the record into the store."""
+        write_json(_record_path(store_root, self.name), asdict(self))
+
+    @classmethod
+    def load(cls, store_root: Path, name: str) -> "Extraction":
+        """Read a record.
+
+        Raises:
+            MissingInputError: nothing of this name was extracted; the message lists what was.
+        """
+        path = _record_path(store_root, name)
+        if not path.is_file():
+            there = sorted(p.stem for p in path.parent.glob("*.json"))
+            raise MissingInputError(
+                f"{store_root}: no extraction named {name!r} (there: {', '.join(there) or 'none'}); run `talstack extract`"
+            )
+        values = read_json(path)
+        values["views"], values["seen"] = tuple(values["views"]), tuple(values["seen"])
+        return cls(**values)
+
+
+def _record_path(store_root: Path, name: str) -> Path:
+    if Path(name).name != name or name.startswith("."):
+        raise ConfigError(f"extraction name {name!r}: use a plain file name")
+    return store_root / "extractions" / f"{name}.json"
+
+
+def shard_keys(manifest: Manifest, extraction: Extraction, hashes: ClipHashes) -> list[ShardKey]:
+    """Return the key of every (recording, view, modality) that the data set can have, in a stable order.
+
+    Audio is asked for where a clip has sound or could not be probed; external modalities where there is a file.
+    """
+    durations = dict(manifest.recordings.select("recording", "duration_s").iter_rows())
+    keys = []
+    for (recording, view), clips in manifest.clips.sort("recording", "view", "clip").group_by(
+        ["recording", "view"], maintain_order=True
+    ):
+        if view not in extraction.views:
+            continue
+        for modality, recipe in extraction.recipes.items():
+            if recipe["kind"] == "external" or (recipe["kind"] == "audio" and not _may_have_audio(clips)):
+                continue
+            sources = _clip_sources(manifest, clips, hashes)
+            keys.append(
+                ShardKey(
+                    str(recording),
+                    str(view),
+                    modality,
+                    recipe,
+                    sources,
+                    durations[recording],
+                    extraction.segment_s,
+                )
+            )
+    for row in manifest.features.sort("recording", "modality").iter_rows(named=True):
+        if row["modality"] in extraction.recipes:
+            path = manifest.media_path(row["path"])
+            source = {"name": row["path"], "sha256": hashes.sha256(path), "offset_s": 0.0}
+            keys.append(
+                ShardKey(
+                    row["recording"], EXTERNAL_VIEW, row["modality"], extraction.recipes[row["modality"]], (source,),
+                    durations[row["recording"]], extraction.segment_s,
+                )
+            )  # fmt: skip
+    return keys
+
+
+def _may_have_audio(clips: pl.DataFrame) -> bool:
+    return bool((clips["has_audio"].fill_null(True)).any())
+
+
+def _clip_sources(manifest: Manifest, clips: pl.DataFrame, hashes: ClipHashes) -> tuple[dict[str, Any], ...]:
+    return tuple(
+        {
+            "name": row["clip"],
+            "sha256": hashes.sha256(manifest.media_path(row["path"])),
+            "offset_s": row["offset_s"],
+        }
+        for row in clips.iter_rows(named=True)
+    )
+
+
+class FeatureSet:
+    """Read access to the features of one extraction of one data set.
+
+    Attributes:
+        manifest, extraction: what it reads.
+        groups: the (view, modality) pairs that have at least one shard, sorted.
+    """
+
+    def __init__(self, manifest: Manifest, store: FeatureStore, extraction: Extraction) -> None:
+        self.manifest, self.extraction, self._store = manifest, extraction, store
+        hashes = ClipHashes(store.root)
+        keys = shard_keys(manifest, extraction, hashes)
+        hashes.save()
+        self._keys = {(k.recording, k.view, k.modality): k for k in keys if store.status(k) == "done"}
+        self.missing = [k for k in keys if store.status(k) == "missing"]
+        self.failed = [k for k in keys if store.status(k) == "failed"]
+        self.groups = sorted({(k.view, k.modality) for k in self._keys.values()})
+
+    @classmethod
+    def open(cls, manifest: Manifest, store_root: Path, name: str | None = None) -> "FeatureSet":
+        """Return the features of the named extraction (by default the data set's name).
+
+        Raises:
+            MissingInputError: there is no such extraction.
+            StoreError: it has no shard at all.
+        """
+        extraction = Extraction.load(store_root, name or manifest.name)
+        features = cls(manifest, FeatureStore(store_root), extraction)
+        if not features.groups:
+            raise StoreError(
+                f"{store_root}: extraction {extraction.name!r} has no shards; run `talstack extract` again"
+            )
+        return features
+
+    @property
+    def seen(self) -> frozenset[str]:
+        """Recordings that the backbone was fine-tuned on."""
+        return frozenset(self.extraction.seen)
+
+    @property
+    def segment_s(self) -> float:
+        """Length of a segment, seconds."""
+        return self.extraction.segment_s
+
+    def grid(self, recording: str) -> SegmentGrid:
+        """Return the recording's segment grid."""
+        return SegmentGrid(self.manifest.duration_s(recording), self.segment_s)
+
+    def read(self, recording: str, view: str, modality: str) -> Shard | None:
+        """Return the shard, or None where this recording lacks the view or its extraction failed.
+
+        Raises:
+            StoreError: the shard is there but damaged.
+        """
+        key = self._keys.get((recording, view, modality))
+        return None if key is None else self._store.read(key)
+
+    def fingerprints(self, view: str, modality: str, recordings: Sequence[str]) -> list[str]:
+        """Return the fingerprints of the group's shards, in the order of `recordings`; "" where there is none."""
+        found = [self._keys.get((recording, view, modality)) for recording in recordings]
+        return [key.fingerprint if key is not None else "" for key in found]
+
+
+def check_views(manifest: Manifest, views: Sequence[str]) -> tuple[str, ...]:
+    """Return the views to extract: those asked for, or all of the data set.
+
+    Raises:
+        InputError: a view that no clip has.
+    """
+    there = sorted(manifest.clips["view"].unique().to_list())
+    unknown = [view for view in views if view not in there]
+    if unknown:
+        raise InputError(f"view {unknown[0]!r} is not in {manifest.name}; views: {', '.join(there)}")
+    return tuple(sorted(set(views))) if views else tuple(there)

@@ -1,0 +1,166 @@
+"""The out-of-fold table: probabilities of every (view, modality, head) for every segment.
+
+One long table holds everything that stage two predicts and the ensemble learns from (`SCHEMA`). A head's name is
+`<task>-<learner>`: task `activity` (one class, "activity"), `action` (one class per action; the probability that
+it happens in the segment, several may) or `scene` (one class per scene, one row set per recording, segment null).
+`fold` is the fold whose recordings the predicting model did not see in training; null marks recordings outside
+the folds (test), predicted by the model refitted on all folds.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from talstack.io.errors import InputError
+
+ACTIVITY = "activity"
+TASKS = ("activity", "action", "scene")
+SCHEMA: dict[str, type[pl.DataType]] = {
+    "recording": pl.String,
+    "segment": pl.Int32,
+    "fold": pl.Int32,
+    "view": pl.String,
+    "modality": pl.String,
+    "head": pl.String,
+    "class": pl.String,
+    "prob": pl.Float32,
+    "valid": pl.Boolean,
+}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ModelKey:
+    """One trained head of one (view, modality); str() gives "view/modality/head"."""
+
+    view: str
+    modality: str
+    head: str
+
+    @property
+    def task(self) -> str:
+        """What the head predicts: activity, action or scene."""
+        return self.head.split("-", 1)[0]
+
+    @property
+    def learner(self) -> str:
+        """How it learns: linear, gbm, ..."""
+        return self.head.split("-", 1)[1]
+
+    def __str__(self) -> str:
+        return f"{self.view}/{self.modality}/{self.head}"
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentIndex:
+    """The rows of all segments of some recordings, laid end to end.
+
+    Attributes:
+        recordings: their order.
+        num_segments: how many rows each has.
+    """
+
+    recordings: tuple[str, ...]
+    num_segments: tuple[int, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """All segments of all recordings."""
+        return sum(self.num_segments)
+
+    def slices(self) -> Iterator[tuple[str, slice]]:
+        """Yield every recording and its rows."""
+        start = 0
+        for recording, count in zip(self.recordings, self.num_segments, strict=True):
+            yield recording, slice(start, start + count)
+            start += count
+
+    def subset(self, recordings: Sequence[str]) -> "SegmentIndex":
+        """Return the index of some of the recordings, in the order given."""
+        counts = dict(zip(self.recordings, self.num_segments, strict=True))
+        return SegmentIndex(tuple(recordings), tuple(counts[r] for r in recordings))
+
+    def table(self) -> pl.DataFrame:
+        """Return (recording, segment, row): one line per row of the index."""
+        return pl.DataFrame(
+            {
+                "recording": np.repeat(np.array(self.recordings, dtype=object), self.num_segments).tolist(),
+                "segment": np.concatenate([np.arange(n, dtype=np.int32) for n in self.num_segments] or [[]]),
+                "row": np.arange(self.num_rows, dtype=np.int64),
+            },
+            schema={"recording": pl.String, "segment": pl.Int32, "row": pl.Int64},
+        )
+
+
+def segment_rows(
+    key: ModelKey,
+    index: SegmentIndex,
+    probs: np.ndarray,
+    *,
+    valid: np.ndarray,
+    fold: np.ndarray,
+    classes: Sequence[str],
+) -> pl.DataFrame:
+    """Return the out-of-fold rows of one model.
+
+    Args:
+        probs: (N, C) float, N = index.num_rows.
+        valid: (N,) bool; False where the model had no features to predict from.
+        fold: (N,) int, -1 for null.
+    """
+    if probs.shape != (index.num_rows, len(classes)):
+        raise InputError(f"{key}: probs have shape {probs.shape}, expected {(index.num_rows, len(classes))}")
+    num_classes = len(classes)
+    rows = index.table().select("recording", "segment")
+    rows = rows.with_columns(
+        pl.Series("fold", fold, dtype=pl.Int32).replace(-1, None),
+        pl.lit(key.view).alias("view"),
+        pl.lit(key.modality).alias("modality"),
+        pl.lit(key.head).alias("head"),
+        pl.Series("valid", valid, dtype=pl.Boolean),
+    )
+    repeated = rows[np.repeat(np.arange(rows.height), num_classes)]
+    return repeated.with_columns(
+        pl.Series("class", list(classes) * index.num_rows, dtype=pl.String),
+        pl.Series("prob", probs.astype(np.float32).reshape(-1), dtype=pl.Float32),
+    ).select(SCHEMA)
+
+
+def models_of(table: pl.DataFrame, task: str | None = None) -> list[ModelKey]:
+    """Return the models in the table, sorted; of one task where given."""
+    keys = sorted(ModelKey(*row) for row in table.select("view", "modality", "head").unique().iter_rows())
+    return [key for key in keys if task is None or key.task == task]
+
+
+def dense_probs(table: pl.DataFrame, key: ModelKey, *, index: SegmentIndex, classes: Sequence[str]) -> np.ndarray:
+    """Return one model's probabilities, (N, C) float32; NaN where it has no valid prediction."""
+    rows = table.filter(
+        (pl.col("view") == key.view)
+        & (pl.col("modality") == key.modality)
+        & (pl.col("head") == key.head)
+        & pl.col("valid")
+    ).join(index.table(), on=["recording", "segment"], how="inner")
+    columns = {name: i for i, name in enumerate(classes)}
+    rows = rows.filter(pl.col("class").is_in(list(classes)))
+    dense = np.full((index.num_rows, len(classes)), np.nan, dtype=np.float32)
+    column = rows["class"].replace_strict(columns, return_dtype=pl.Int64).to_numpy() if rows.height else []
+    dense[rows["row"].to_numpy(), column] = rows["prob"].to_numpy()
+    return dense
+
+
+def scene_probs(table: pl.DataFrame, key: ModelKey, *, recordings: Sequence[str], scenes: Sequence[str]) -> np.ndarray:
+    """Return one scene head's probabilities, (R, K) float32; NaN where it has no valid prediction."""
+    rows = table.filter(
+        (pl.col("view") == key.view)
+        & (pl.col("modality") == key.modality)
+        & (pl.col("head") == key.head)
+        & pl.col("valid")
+    )
+    order = {recording: i for i, recording in enumerate(recordings)}
+    columns = {name: i for i, name in enumerate(scenes)}
+    dense = np.full((len(recordings), len(scenes)), np.nan, dtype=np.float32)
+    for recording, scene, prob in rows.select("recording", "class", "prob").iter_rows():
+        if recording in order and scene in columns:
+            dense[order[recording], columns[scene]] = prob
+    return dense

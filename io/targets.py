@@ -1,0 +1,46 @@
+"""Per-segment labels from intervals: what heads, backbone and stacker learn from."""
+
+import numpy as np
+import polars as pl
+
+from talstack.io.grid import SegmentGrid
+from talstack.io.manifest import Manifest
+from talstack.io.predictions import SegmentIndex
+
+
+def segment_index(manifest: Manifest, segment_s: float, recordings: list[str] | None = None) -> SegmentIndex:
+    """Return the rows of all segments of the recordings (default: all, sorted)."""
+    names = manifest.recordings["recording"].sort().to_list() if recordings is None else recordings
+    counts = tuple(len(SegmentGrid(manifest.duration_s(name), segment_s)) for name in names)
+    return SegmentIndex(tuple(names), counts)
+
+
+def segment_targets(manifest: Manifest, index: SegmentIndex, segment_s: float) -> np.ndarray:
+    """Return which actions each segment carries, (N, C) bool; columns follow `manifest.actions`.
+
+    An instance labels every segment that it covers by half or more, and always the one it covers most, so that an
+    action shorter than half a segment is not lost. A segment without any label is background.
+    """
+    targets = np.zeros((index.num_rows, len(manifest.actions)), dtype=bool)
+    columns = {label: i for i, label in enumerate(manifest.actions)}
+    by_recording = {key[0]: rows for key, rows in manifest.instances.partition_by("recording", as_dict=True).items()}
+    for recording, rows in index.slices():
+        instances = by_recording.get(recording)
+        if instances is None:
+            continue
+        grid = SegmentGrid(manifest.duration_s(recording), segment_s)
+        coverage = grid.coverage(instances.select("start_s", "end_s").to_numpy())
+        labelled = coverage >= 0.5
+        labelled[np.arange(len(coverage)), coverage.argmax(axis=1)] = True
+        labelled &= coverage > 0  # an instance beyond the last segment labels nothing
+        block = targets[rows]
+        for label, mask in zip(instances["label"], labelled, strict=True):
+            block[mask, columns[label]] = True
+    return targets
+
+
+def scene_targets(manifest: Manifest, recordings: list[str]) -> np.ndarray:
+    """Return the scene index of every recording, (R,) int64; -1 where it has none."""
+    columns = {scene: i for i, scene in enumerate(manifest.scenes)}
+    scenes = dict(manifest.recordings.select("recording", pl.col("scene")).iter_rows())
+    return np.array([columns.get(scenes[name], -1) for name in recordings], dtype=np.int64)
