@@ -51,7 +51,8 @@ class Extraction:
         if not path.is_file():
             there = sorted(p.stem for p in path.parent.glob("*.json"))
             raise MissingInputError(
-                f"{store_root}: no extraction named {name!r} (there: {', '.join(there) or 'none'}); run `talstack extract`"
+                f"{store_root}: no extraction named {name!r} (there: {', '.join(there) or 'none'}); "
+                "run `talstack extract`"
             )
         values = read_json(path)
         values["views"], values["seen"] = tuple(values["views"]), tuple(values["seen"])

@@ -86,7 +86,9 @@ class SegmentIndex:
         return pl.DataFrame(
             {
                 "recording": np.repeat(np.array(self.recordings, dtype=object), self.num_segments).tolist(),
-                "segment": np.concatenate([np.arange(n, dtype=np.int32) for n in self.num_segments] or [[]]),
+                "segment": np.concatenate(
+                    [np.arange(n, dtype=np.int32) for n in self.num_segments] or [np.zeros(0, np.int32)]
+                ),
                 "row": np.arange(self.num_rows, dtype=np.int64),
             },
             schema={"recording": pl.String, "segment": pl.Int32, "row": pl.Int64},
@@ -144,7 +146,7 @@ def dense_probs(table: pl.DataFrame, key: ModelKey, *, index: SegmentIndex, clas
     columns = {name: i for i, name in enumerate(classes)}
     rows = rows.filter(pl.col("class").is_in(list(classes)))
     dense = np.full((index.num_rows, len(classes)), np.nan, dtype=np.float32)
-    column = rows["class"].replace_strict(columns, return_dtype=pl.Int64).to_numpy() if rows.height else []
+    column = [columns[name] for name in rows["class"]]
     dense[rows["row"].to_numpy(), column] = rows["prob"].to_numpy()
     return dense
 
