@@ -126,7 +126,7 @@ def segment_rows(
     return repeated.with_columns(
         pl.Series("class", list(classes) * index.num_rows, dtype=pl.String),
         pl.Series("prob", probs.astype(np.float32).reshape(-1), dtype=pl.Float32),
-    ).select(SCHEMA)
+    ).select(list(SCHEMA))
 
 
 def models_of(table: pl.DataFrame, task: str | None = None) -> list[ModelKey]:
