@@ -105,8 +105,8 @@ class Shard:
         return {name: array for name, array in named.items() if array is not None}
 
 
-def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
+def _checksum(arrays: Mapping[str, np.ndarray], *, aligned: bool, notes: str) -> str:
+    digest = hashlib.sha256(f"aligned {aligned}\nnotes {notes}\n".encode())
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
@@ -116,12 +116,12 @@ def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
 
 def write_shard(path: Path, key: ShardKey, shard: Shard) -> None:
     """Write the shard atomically and durably; a file that is already there is replaced whole."""
-    arrays = shard.arrays
+    arrays, notes = shard.arrays, canonical_json(list(shard.notes))
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs["identity"] = key.identity
-        file.attrs["checksum"] = _checksum(arrays)
+        file.attrs["checksum"] = _checksum(arrays, aligned=shard.aligned, notes=notes)
         file.attrs["aligned"] = shard.aligned
-        file.attrs["notes"] = canonical_json(list(shard.notes))
+        file.attrs["notes"] = notes
         for name, array in arrays.items():
             file.create_dataset(name, data=array, track_times=False)  # times would make equal shards differ
 
@@ -141,14 +141,14 @@ def read_shard(path: Path, key: ShardKey) -> Shard:
                 )
             arrays = {name: _plain_dataset(file, name)[()] for name in file}
             checksum, aligned = str(file.attrs["checksum"]), bool(file.attrs["aligned"])
-            notes = tuple(json.loads(str(file.attrs["notes"])))
+            notes = str(file.attrs["notes"])
     except StoreError:
         raise
     except (OSError, KeyError, RuntimeError, ValueError) as error:
         raise StoreError(f"{path}: not a readable shard of {key} ({error}); remove it and extract again") from error
-    if _checksum(arrays) != checksum:
-        raise StoreError(f"{path}: the arrays of {key} do not match their checksum; remove it and extract again")
-    return Shard(aligned=aligned, notes=notes, **arrays)
+    if _checksum(arrays, aligned=aligned, notes=notes) != checksum:
+        raise StoreError(f"{path}: the content of {key} does not match its checksum; remove it and extract again")
+    return Shard(aligned=aligned, notes=tuple(json.loads(notes)), **arrays)
 
 
 def _plain_dataset(file: h5py.File, name: str) -> h5py.Dataset:
