@@ -1,0 +1,165 @@
+"""Mean average precision of detections, as ActivityNet defines it.
+
+Source of the definition: activitynet/ActivityNet, Evaluation/eval_detection.py. Per class, the detections of all
+recordings are walked in descending score and matched with instances (`talstack.evaluate.matching`); AP is the
+area under the interpolated precision-recall curve, mAP its mean over the classes of the ground truth. The
+reference leaves ties in score undefined: here they are broken by recording, then start, then end, so that the
+order of rows never matters.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from talstack.evaluate.matching import overlapping_pairs, rank_intervals, true_positives
+from talstack.io.detections import validate_detections, validate_instances
+from talstack.io.errors import InputError
+
+PRESETS: Mapping[str, tuple[float, ...]] = MappingProxyType(
+    {
+        "anet": tuple(np.linspace(0.5, 0.95, 10).tolist()),  # the ninth is 0.8999999999999999, as in the reference
+        "thumos": (0.3, 0.4, 0.5, 0.6, 0.7),
+        "epic": (0.1, 0.2, 0.3, 0.4, 0.5),
+        "ego4d": (0.1, 0.2, 0.3, 0.4, 0.5),
+        "binego360": (0.5, 0.75, 0.95),
+    }
+)
+UNKNOWN_LABEL = "label not in ground truth"
+
+
+@dataclass(frozen=True, slots=True)
+class MapResult:
+    """Mean average precision, fractions from 0 to 1.
+
+    Attributes:
+        preset: name of the threshold list.
+        tiou: the K thresholds.
+        map: mAP at each threshold, K values.
+        average_map: their mean.
+        ap: {class of the ground truth: K values}, classes sorted.
+        num_predictions: detections that were scored.
+        num_instances: instances that they were scored against.
+        ignored: {reason: count} of detections that were not scored.
+        instances_per_class: {class: number of instances}.
+        num_unlisted: scored detections on recordings that the ground truth does not list: false positives.
+    """
+
+    preset: str
+    tiou: tuple[float, ...]
+    map: tuple[float, ...]
+    average_map: float
+    ap: Mapping[str, tuple[float, ...]]
+    num_predictions: int
+    num_instances: int
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    instances_per_class: Mapping[str, int] = field(default_factory=dict)
+    num_unlisted: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that `talstack evaluate --json` prints."""
+        return {
+            "preset": self.preset,
+            "tiou": list(self.tiou),
+            "map": list(self.map),
+            "average_map": self.average_map,
+            "ap": {label: list(values) for label, values in self.ap.items()},
+            "num_predictions": self.num_predictions,
+            "num_instances": self.num_instances,
+            "ignored": dict(self.ignored),
+        }
+
+
+def evaluate_detections(
+    detections: pl.DataFrame,
+    instances: pl.DataFrame,
+    *,
+    tiou_thresholds: Sequence[float],
+    preset: str = "custom",
+    recordings: Iterable[str] | None = None,
+) -> MapResult:
+    """Return the mAP of the detections, which does not depend on the order of rows.
+
+    Detections of a class that the ground truth lacks are ignored with a count; detections on a recording that it
+    lacks are false positives; an instance that is listed twice counts twice. All as in the reference.
+
+    Args:
+        detections: table (recording, start_s, end_s, label, score); starts may lie before 0.
+        instances: table (recording, start_s, end_s, label).
+        tiou_thresholds: each in (0, 1]; `PRESETS` has the usual ones.
+        preset: what to call these thresholds in the result.
+        recordings: all recordings of the ground truth, those without an instance too; default: those with one.
+
+    Raises:
+        InputError: a row that either table refuses, thresholds outside (0, 1], or no instance at all.
+    """
+    thresholds = _checked_thresholds(tiou_thresholds)
+    detections, instances = _checked_tables(detections, instances)
+    classes = instances["label"].unique().sort().to_list()
+    scored = detections.filter(pl.col("label").is_in(classes))
+    num_ignored = detections.height - scored.height
+    listed = instances["recording"].to_list() if recordings is None else list(recordings)
+    ap, counts = _average_precisions(scored, instances, thresholds)
+    return MapResult(
+        preset=preset,
+        tiou=tuple(thresholds.tolist()),
+        map=tuple(ap.mean(axis=0).tolist()),
+        average_map=float(ap.mean(axis=0).mean()),
+        ap={name: tuple(values) for name, values in zip(classes, ap.tolist(), strict=True)},
+        num_predictions=scored.height,
+        num_instances=instances.height,
+        ignored={UNKNOWN_LABEL: num_ignored} if num_ignored else {},
+        instances_per_class=dict(zip(classes, counts.tolist(), strict=True)),
+        num_unlisted=scored.filter(~pl.col("recording").is_in(listed)).height,
+    )
+
+
+def _checked_tables(detections: pl.DataFrame, instances: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    detections = validate_detections(detections, where="detections", allow_negative=True)
+    instances = validate_instances(instances, where="instances", allow_negative=True)
+    if instances.is_empty():
+        raise InputError("instances: the ground truth has no instance, so mAP is undefined; is it the right split?")
+    return detections, instances
+
+
+def _checked_thresholds(tiou_thresholds: Sequence[float]) -> np.ndarray:
+    thresholds = np.asarray(tiou_thresholds, dtype=np.float64)
+    if thresholds.ndim != 1 or not thresholds.size or not ((thresholds > 0) & (thresholds <= 1)).all():
+        raise InputError(f"tIoU thresholds must be one or more numbers in (0, 1], got {tiou_thresholds!r}")
+    return thresholds
+
+
+def _average_precisions(
+    detections: pl.DataFrame, instances: pl.DataFrame, thresholds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return AP (classes, thresholds) and the number of instances of each class."""
+    classes = instances["label"].unique().sort()
+    recordings = pl.concat([detections["recording"], instances["recording"]]).unique().sort()
+    ranked, truth = (rank_intervals(table, classes, recordings) for table in (detections, instances))
+    counts = np.bincount(truth.label, minlength=len(classes))
+    pairs = overlapping_pairs(ranked, truth, float(thresholds.min()))
+    hits = (true_positives(pairs, threshold, truth.label.size) for threshold in thresholds)
+    return np.stack([_interpolated_ap(rows, ranked.label, counts) for rows in hits], axis=1), counts
+
+
+def _interpolated_ap(hits: np.ndarray, label: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the AP of every class.
+
+    Recall only rises at a true positive and precision only falls between two of them, so the area under the
+    interpolated curve is the sum over true positives of the best precision from there on, per instance.
+
+    Args:
+        hits: rows of the true positives, ascending.
+        label: (n,) class of each detection, ascending; within a class by rank.
+        counts: (C,) number of instances per class.
+    """
+    first = np.searchsorted(label, np.arange(counts.size))
+    hits_of = np.split(hits, np.searchsorted(label[hits], np.arange(1, counts.size)))
+    ap = np.zeros(counts.size)
+    for index, rows in enumerate(hits_of):
+        precision = np.arange(1, rows.size + 1) / (rows - first[index] + 1)
+        ap[index] = np.maximum.accumulate(precision[::-1]).sum() / counts[index]
+    return ap
