@@ -1,0 +1,219 @@
+"""Media files: what is in them, and the pictures and the sound at given times.
+
+Clip time: second 0 is the clip's first video frame, so a file whose clock starts elsewhere is nothing special, and
+its sound lies on the same clock. Frame times come from the stream's timestamps, never from index and frame rate.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import av
+import numpy as np
+
+from talstack.io.audio_track import Audio, read_audio
+from talstack.io.errors import InputError, MediaError
+from talstack.io.frame_decoders import EPSILON_S, DecordFrames, DecordUnusableError, PyAVFrames, load_decord
+from talstack.io.streams import (
+    PacketIndex,
+    audio_stream,
+    clip_start,
+    frame_period_s,
+    index_packets,
+    open_media,
+    packets,
+    stamp_s,
+    video_stream,
+)
+
+__all__ = ["Audio", "ClipInfo", "FrameReader", "Frames", "decoder_versions", "probe", "read_audio"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClipInfo:
+    """What a media file contains.
+
+    Attributes:
+        duration_s: length in seconds, as the file claims it; a damaged file may hold less.
+        fps: average frames per second; 0 without picture or where the file does not say.
+        width, height: of the picture as displayed, after rotation, pixels; 0 without picture.
+        has_audio, has_video: whether there is a stream and a decoder for it.
+    """
+
+    duration_s: float
+    fps: float
+    width: int
+    height: int
+    has_audio: bool
+    has_video: bool
+
+
+def probe(path: Path) -> ClipInfo:
+    """Return what the file contains; decodes one frame.
+
+    Raises:
+        MediaError: it cannot be opened, has neither picture nor sound, or none of its frames can be decoded.
+    """
+    with open_media(path) as container:
+        video, audio = video_stream(container), audio_stream(container)
+        if video is None and audio is None:
+            raise MediaError(f"{path}: neither a video nor an audio stream that can be decoded")
+        duration_s = _duration_s(container, video or audio)
+        if video is None:
+            return ClipInfo(duration_s, 0.0, 0, 0, has_audio=True, has_video=False)
+        fps = float(video.average_rate or video.guessed_rate or 0)
+    start = clip_start(path)
+    return ClipInfo(duration_s, fps, start.width, start.height, has_audio=audio is not None, has_video=True)
+
+
+def _duration_s(container: Any, stream: Any) -> float:
+    """Return the stream's length: what it says, what the container says, or its packets counted."""
+    if stream.duration and stream.duration > 0:
+        return float(stream.duration * stream.time_base)
+    if container.duration and container.duration > 0:
+        start_s = max(0.0, float((stream.start_time or 0) * stream.time_base))
+        return max(container.duration / av.time_base - start_s, 0.0) or container.duration / av.time_base
+    stamps = [s for p in packets(container, stream) if (s := stamp_s(p, stream, container)) is not None]
+    period_s = frame_period_s(stream) if stream.type == "video" else 0.0
+    return max(stamps) - min(stamps) + period_s if stamps else 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frames:
+    """The pictures shown at n times.
+
+    Attributes:
+        pixels: (n, H, W, 3) uint8 RGB; zero where not valid.
+        valid: (n,) bool; False outside the clip and where the frame could not be decoded.
+        times_s: (n,) float64 timestamps of the frames on the clip's clock; NaN where not valid.
+    """
+
+    pixels: np.ndarray
+    valid: np.ndarray
+    times_s: np.ndarray
+
+
+class FrameReader:
+    """Reads the frames of one clip, forwards; a context manager.
+
+    Decord serves clips whose frames can be counted safely and that are not damaged; everything else is decoded in
+    order by PyAV, which skips what cannot be decoded. Going forwards is cheap, going back makes PyAV start again.
+    """
+
+    def __init__(
+        self, path: Path, *, size: tuple[int, int] | None = None, num_threads: int = 1, use_decord: bool = True
+    ) -> None:
+        """Open the clip.
+
+        Args:
+            path: the media file.
+            size: (height, width) to scale to; None keeps the picture's own.
+            num_threads: decoding threads of decord (0: as many as there are cores). PyAV uses one.
+            use_decord: False leaves everything to PyAV.
+
+        Raises:
+            MediaError: it cannot be opened, has no picture, or no frame of it can be decoded.
+        """
+        self._path = Path(path)
+        self._start = clip_start(self._path)
+        self._index: PacketIndex = index_packets(self._path, self._start)
+        self._size = size or (self._start.height, self._start.width)
+        if min(self._size) < 1:
+            raise InputError(f"{path}: size must be (height, width), both at least 1, got {size}")
+        self._note: str | None = None
+        self._decoder: DecordFrames | PyAVFrames | None = None
+        if not use_decord:
+            self._use_pyav("PyAV was asked for")
+            return
+        try:
+            self._decoder = DecordFrames(self._path, self._index, size=self._size, num_threads=num_threads)
+        except DecordUnusableError as error:
+            self._use_pyav(str(error))
+
+    def _use_pyav(self, reason: str) -> PyAVFrames:
+        self.close()
+        self._note = reason
+        decoder = PyAVFrames(self._path, self._start, size=self._size, period_s=self._index.period_s)
+        self._decoder = decoder
+        return decoder
+
+    @property
+    def name(self) -> str:
+        """Which decoder serves: "decord" or "pyav"."""
+        return "pyav" if self._note else "decord"
+
+    @property
+    def note(self) -> str | None:
+        """Why decord does not serve, or None."""
+        return self._note
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pictures."""
+        return self._size
+
+    def frames_at(self, times_s: np.ndarray) -> Frames:
+        """Return the frames shown at the times.
+
+        The frame shown at t is the last one with a timestamp <= t (1 ms of tolerance), or the first one for t less
+        than a frame period before it. In a gap of a variable frame rate the frame before it stays on the screen.
+
+        Args:
+            times_s: (n,) ascending, seconds on the clip's clock.
+
+        Raises:
+            InputError: the times are not finite or not ascending.
+        """
+        times_s = np.asarray(times_s, dtype=np.float64)
+        if times_s.ndim != 1 or not np.isfinite(times_s).all() or (np.diff(times_s) < 0).any():
+            raise InputError(f"{self._path}: times must be one row of ascending, finite seconds, got {times_s!r}")
+        inside = (times_s >= -self._index.period_s) & (times_s <= self._index.end_s)
+        pixels = np.zeros((len(times_s), *self._size, 3), dtype=np.uint8)
+        shown_s = np.full(len(times_s), np.nan)
+        if inside.any():
+            found, found_s = self._read(times_s[inside])
+            good = self._answers(times_s[inside], found_s)
+            rows = np.flatnonzero(inside)[good]
+            pixels[rows], shown_s[rows] = found[good], found_s[good]
+        return Frames(pixels, np.isfinite(shown_s), shown_s)
+
+    def _read(self, times_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self._decoder is None:
+            raise MediaError(f"{self._path}: the reader is closed")
+        try:
+            return self._decoder.read(times_s)
+        except DecordUnusableError as error:
+            return self._use_pyav(str(error)).read(times_s)
+
+    def _answers(self, times_s: np.ndarray, shown_s: np.ndarray) -> np.ndarray:
+        """Return whether the frame found is the one shown: no frame that should follow it was lost."""
+        stamps_s = self._index.stamps_s
+        due = np.searchsorted(stamps_s, times_s + EPSILON_S, side="right")
+        lost = due > np.searchsorted(stamps_s, np.nan_to_num(shown_s) + EPSILON_S, side="right")
+        near = times_s - shown_s <= 1.5 * self._index.period_s + EPSILON_S
+        return np.isfinite(shown_s) & (near | ~lost)
+
+    def close(self) -> None:
+        """Free the decoder and the file."""
+        if self._decoder is not None:
+            self._decoder.close()
+            self._decoder = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def decoder_versions() -> dict[str, str]:
+    """Return the versions that decide what pixels and samples a file gives; for fingerprints."""
+    try:
+        decord = str(load_decord().__version__)
+    except DecordUnusableError:
+        decord = "absent"
+    codec = ".".join(str(part) for part in av.library_versions["libavcodec"])
+    return {"decord": decord, "pyav": av.__version__, "libavcodec": codec}
