@@ -147,8 +147,8 @@ def activitynet_columns(entries: Iterable[tuple[str, Any]], *, keys: tuple[str, 
                     f"{', '.join(keys)}; got {item!r:.120} ({error!r})"
                 ) from error
             rows.append(row)
-    columns = list(zip(*rows, strict=True)) or [()] * (3 + len(keys))
     names = ("recording", "start_s", "end_s", *keys)
+    columns = [[row[place] for row in rows] for place in range(len(names))]
     try:
         return pl.DataFrame([pl.Series(n, c, dtype=DETECTION_SCHEMA[n]) for n, c in zip(names, columns, strict=True)])
     except (TypeError, pl.exceptions.PolarsError) as error:
