@@ -1,0 +1,45 @@
+"""Settings of the ensemble: one table, [ensemble], of the configuration file."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from talstack.io.config import setting
+from talstack.io.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class EnsembleConfig:
+    """Stacking, weighting and decoding of the heads' predictions.
+
+    Where a setting lists several values, the one that scores best on unseen out-of-fold recordings is taken.
+    """
+
+    neighbours: tuple[int, ...] = setting((2, 6), "reach of the stacker's neighbour windows, segments: 1..2 and 3..6")
+    shared_l2: tuple[float, ...] = setting((1.0, 30.0), "penalties on the weights that all classes share")
+    class_l2: tuple[float, ...] = setting((30.0, 300.0), "penalties on a class's deviation from the shared weights")
+    view_dropout: float = setting(0.25, "chance that a view is hidden in the stacker's augmented training rows")
+    scene_smoothing: float = setting(200.0, "segments of the overall action frequencies mixed into each scene's")
+    max_rows: int = setting(40_000, "training segments of the stacker at most; a seeded sample of them beyond")
+    weighted_rounds: int = setting(40, "rounds of the weighted ensemble's greedy selection")
+    weighted_metric: Literal["ap", "log_loss"] = setting("ap", "what the weighted ensemble maximises over segments")
+    proposals: tuple[str, ...] = setting(("both", "activity", "class"), "runs of which curves become intervals")
+    smoothing_s: tuple[float, ...] = setting((0.0, 0.25, 0.5), "Gaussian smoothing of the curves, seconds")
+    margin: tuple[float, ...] = setting((0.2, 0.1, 0.4), "surroundings of a run, as a share of its length")
+    contrast_weight: tuple[float, ...] = setting((1.0, 0.5, 2.0), "exponent of the contrast in an interval's score")
+    nms_sigma: tuple[float, ...] = setting((0.5, 0.3, 0.8), "width of Gaussian Soft-NMS")
+    nms: Literal["gaussian", "linear", "hard"] = setting("gaussian", "suppression within a class")
+    nms_threshold: float = setting(0.5, "tIoU from which linear and hard suppression act")
+    max_detections: int = setting(200, "intervals kept per recording")
+    seed: int = setting(0, "seed of the view dropout and of row sampling")
+
+    def __post_init__(self) -> None:
+        for name in ("neighbours", "shared_l2", "class_l2", "proposals", "smoothing_s", "margin", "contrast_weight"):
+            if not getattr(self, name):
+                raise ConfigError(f"ensemble.{name}: expected at least one value, got none")
+        if list(self.neighbours) != sorted(set(self.neighbours)) or self.neighbours[0] < 1:
+            raise ConfigError(f"ensemble.neighbours: expected ascending counts from 1, got {self.neighbours}")
+        if not 0.0 <= self.view_dropout < 1.0:
+            raise ConfigError(f"ensemble.view_dropout: expected 0 <= chance < 1, got {self.view_dropout}")
+        unknown = sorted(set(self.proposals) - {"both", "activity", "class"})
+        if unknown:
+            raise ConfigError(f"ensemble.proposals: expected both, activity or class, got {unknown[0]!r}")

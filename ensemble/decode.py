@@ -1,0 +1,270 @@
+"""From probabilities over segments to detections: runs of the curves, their scores, suppression.
+
+The probability of a segment stands at the segment's centre and the curve is linear in between, so a run above a
+threshold begins and ends where the curve crosses it, to sub-segment precision. Proposals are the runs of the
+activity curve ("any action"), each labelled with its likeliest classes, and the runs of each class's own curve,
+which alone can tell overlapping actions apart. A proposal's score is its mean class probability times the contrast
+of its curve: mean inside minus mean in a margin on either side. Ranking by contrast keeps a short run on top of
+a peak from outranking the full extent of the action (FACTS, section 8: 32 to 67 mAP).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import polars as pl
+from scipy.ndimage import gaussian_filter1d
+
+from talstack.ensemble.nms import Method, suppress, top_k
+from talstack.io.grid import SegmentGrid
+from talstack.io.manifest import Manifest
+from talstack.io.predictions import SegmentIndex
+
+Proposals = Literal["activity", "class", "both"]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSettings:
+    """How curves become detections.
+
+    Attributes:
+        smoothing_s: standard deviation of the Gaussian that smooths every curve, seconds; 0 for none.
+        proposals: runs of the activity curve, of the class curves, or both.
+        activity_thresholds, class_thresholds: levels at which runs are cut out of the curves.
+        labels_per_run: how many classes an activity run is proposed for.
+        margin: width of the surroundings that a run is contrasted with, as a share of its length (at least one
+            segment on either side).
+        contrast_weight: exponent of the contrast in the score; 0 ranks by class probability alone.
+        shortest, longest: a proposal lasts at least / at most this many times the shortest / longest training
+            instance of its class.
+        nms, nms_threshold, nms_sigma: suppression within a class, see `talstack.ensemble.nms`.
+        min_score: proposals below are dropped.
+        max_detections: best ones kept per recording.
+    """
+
+    smoothing_s: float = 0.0
+    proposals: Proposals = "both"
+    activity_thresholds: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    class_thresholds: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+    labels_per_run: int = 6
+    margin: float = 0.2
+    contrast_weight: float = 1.0
+    shortest: float = 0.5
+    longest: float = 1.5
+    nms: Method = "gaussian"
+    nms_threshold: float = 0.5
+    nms_sigma: float = 0.5
+    min_score: float = 0.001
+    max_detections: int = 200
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Curves:
+    """Probabilities of one system over the segments of some recordings.
+
+    Attributes:
+        index: which recordings and segments the N rows are.
+        action: (N, C) float, the probability that each action happens in the segment.
+        activity: (N,) float, the probability of any action.
+    """
+
+    index: SegmentIndex
+    action: np.ndarray
+    activity: np.ndarray
+
+    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield every recording and its (S, 1 + C) float64 curves, activity first."""
+        for recording, rows in self.index.slices():
+            yield recording, np.column_stack([self.activity[rows], self.action[rows]]).astype(np.float64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decoder:
+    """What decoding needs to know of a data set.
+
+    Attributes:
+        actions: class names in column order.
+        grids: the segment grid of every recording.
+        durations_s: (C, 2) float64 shortest and longest training instance per class, seconds.
+    """
+
+    actions: tuple[str, ...]
+    grids: dict[str, SegmentGrid]
+    durations_s: np.ndarray
+
+    @classmethod
+    def of(cls, manifest: Manifest, segment_s: float, training: list[str]) -> "Decoder":
+        """Return the decoder whose duration limits come from the instances of the `training` recordings.
+
+        A class without an instance there gets the limits over all classes.
+        """
+        durations = dict(manifest.recordings.select("recording", "duration_s").iter_rows())
+        grids = {recording: SegmentGrid(duration, segment_s) for recording, duration in durations.items()}
+        return cls(manifest.actions, grids, _duration_limits(manifest, training))
+
+    def decode(self, curves: Curves, settings: DecodeSettings) -> pl.DataFrame:
+        """Return the detections: recording, start_s, end_s, label, score; by recording, then descending score."""
+        found = [self._proposals(values, self.grids[name], settings) for name, values in curves]
+        owner = np.repeat(np.arange(len(found)), [len(scores) for _, _, scores in found])
+        intervals = np.concatenate([f[0] for f in found] or [np.zeros((0, 2))])
+        label = np.concatenate([f[1] for f in found] or [np.zeros(0, np.int64)])
+        scores = np.concatenate([f[2] for f in found] or [np.zeros(0)])
+        kept, scores = suppress(
+            intervals,
+            scores,
+            owner * len(self.actions) + label,
+            method=settings.nms,
+            threshold=settings.nms_threshold,
+            sigma=settings.nms_sigma,
+            min_score=settings.min_score,
+        )
+        best = top_k(scores, owner[kept], settings.max_detections)
+        kept, scores = kept[best], scores[best]
+        return pl.DataFrame(
+            {
+                "recording": np.array(curves.index.recordings, dtype=object)[owner[kept]].tolist(),
+                "start_s": intervals[kept, 0],
+                "end_s": intervals[kept, 1],
+                "label": np.array(self.actions, dtype=object)[label[kept]].tolist(),
+                "score": scores,
+            },
+            schema={
+                "recording": pl.String,
+                "start_s": pl.Float64,
+                "end_s": pl.Float64,
+                "label": pl.String,
+                "score": pl.Float64,
+            },
+        ).sort("recording", "score", descending=[False, True], maintain_order=True)
+
+    def _proposals(
+        self, values: np.ndarray, grid: SegmentGrid, settings: DecodeSettings
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return (n, 2) intervals, (n,) class columns and (n,) scores of one recording."""
+        if settings.smoothing_s > 0:
+            values = gaussian_filter1d(values, settings.smoothing_s / grid.segment_s, axis=0, mode="nearest")
+        means = CurveMeans(values, grid)
+        parts = []
+        if settings.proposals != "class":
+            parts.append(_activity_proposals(values, means, settings))
+        if settings.proposals != "activity":
+            parts.append(_class_proposals(values, means, settings))
+        intervals, label, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
+        length = intervals[:, 1] - intervals[:, 0]
+        low, high = self.durations_s[label].T
+        fits = (length >= low * settings.shortest) & (length <= high * settings.longest)
+        fits &= (scores >= settings.min_score) & (scores > 0)
+        return intervals[fits], label[fits], scores[fits]
+
+
+class CurveMeans:
+    """Means of curves over intervals, by their running integral; a curve is constant within a segment here."""
+
+    def __init__(self, values: np.ndarray, grid: SegmentGrid) -> None:
+        self.grid = grid
+        self._values = values
+        self._integral = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0)])
+
+    def integral(self, times_s: np.ndarray, column: np.ndarray | slice) -> np.ndarray:
+        """Return the integral from 0 to each time in units of segments; beyond the last segment it stays flat.
+
+        Args:
+            column: one curve per time gives (n,); a slice of curves gives (n, k).
+        """
+        position = np.clip(times_s / self.grid.segment_s, 0.0, len(self._values))
+        segment = np.minimum(position.astype(np.int64), len(self._values) - 1)
+        part = position - segment
+        if isinstance(column, slice):
+            return self._integral[segment, column] + self._values[segment, column] * part[:, None]
+        return self._integral[segment, column] + self._values[segment, column] * part
+
+    def inside(self, intervals: np.ndarray, column: np.ndarray | slice) -> np.ndarray:
+        """Return the mean over each interval, (n,) or (n, k)."""
+        low, high = np.clip(intervals / self.grid.segment_s, 0.0, len(self._values)).T
+        length = np.maximum(high - low, 1e-9)
+        total = self.integral(intervals[:, 1], column) - self.integral(intervals[:, 0], column)
+        return total / (length[:, None] if isinstance(column, slice) else length)
+
+    def contrast(self, intervals: np.ndarray, column: np.ndarray, margin: float) -> np.ndarray:
+        """Return the mean inside minus the mean in the margins on either side, (n,), not below 0.
+
+        A margin is `margin` times the interval's length, at least one segment, and ends at the recording's ends;
+        an interval that fills the recording is contrasted with nothing.
+        """
+        start, end = intervals.T
+        width = np.maximum(margin * (end - start), self.grid.segment_s)
+        limit = len(self._values) * self.grid.segment_s
+        before, after = np.maximum(start - width, 0.0), np.minimum(end + width, limit)
+        outer = self.integral(after, column) - self.integral(end, column)
+        outer += self.integral(start, column) - self.integral(before, column)
+        length = (np.maximum(after - end, 0.0) + start - before) / self.grid.segment_s
+        outside = np.where(length > 0, outer / np.maximum(length, 1e-9), 0.0)
+        return np.maximum(self.inside(intervals, column) - outside, 0.0)
+
+
+def threshold_runs(
+    values: np.ndarray, thresholds: tuple[float, ...], grid: SegmentGrid
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the runs of every curve at or above every threshold.
+
+    Args:
+        values: (S, K) curves at the segment centres.
+
+    Returns:
+        (n,) int64 curve of each run and (n, 2) float64 seconds, longer than 0. A run that begins with the first
+        segment starts at 0, one that goes on to the last ends with the recording.
+    """
+    levels = np.asarray(thresholds, dtype=np.float64)
+    above = values.T[None] >= levels[:, None, None]
+    edge = np.zeros((*above.shape[:2], 1), dtype=np.int8)
+    step = np.diff(np.concatenate([edge, above.astype(np.int8), edge], axis=2), axis=2)
+    level, curve, first = np.nonzero(step == 1)
+    past = np.nonzero(step == -1)[2]  # in the same order: starts and ends alternate along a curve
+    level_value = levels[level]
+    start = np.where(first > 0, _crossing(values, curve, first - 1, level_value), -0.5)
+    end = np.where(past < len(values), _crossing(values, curve, past - 1, level_value), np.inf)
+    intervals = np.stack([(start + 0.5) * grid.segment_s, (end + 0.5) * grid.segment_s], axis=1)
+    intervals = np.minimum(intervals, grid.duration_s)
+    real = intervals[:, 1] > intervals[:, 0]
+    return curve[real], intervals[real]
+
+
+def _crossing(values: np.ndarray, curve: np.ndarray, segment: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """Return where the curve passes the level between the centres of `segment` and the next, in segments."""
+    left = values[np.clip(segment, 0, len(values) - 1), curve]
+    right = values[np.clip(segment + 1, 0, len(values) - 1), curve]
+    slope = right - left
+    return segment + np.divide(level - left, slope, out=np.zeros_like(slope), where=slope != 0)
+
+
+def _activity_proposals(
+    values: np.ndarray, means: CurveMeans, settings: DecodeSettings
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    curve, intervals = threshold_runs(values[:, :1], settings.activity_thresholds, means.grid)
+    probs = means.inside(intervals, slice(1, None))
+    num_labels = min(settings.labels_per_run, probs.shape[1])
+    label = np.argsort(-probs, axis=1, kind="stable")[:, :num_labels]
+    contrast = means.contrast(intervals, curve, settings.margin) ** settings.contrast_weight
+    scores = np.take_along_axis(probs, label, axis=1) * contrast[:, None]
+    return np.repeat(intervals, num_labels, axis=0), label.ravel(), scores.ravel()
+
+
+def _class_proposals(
+    values: np.ndarray, means: CurveMeans, settings: DecodeSettings
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    label, intervals = threshold_runs(values[:, 1:], settings.class_thresholds, means.grid)
+    contrast = means.contrast(intervals, label + 1, settings.margin) ** settings.contrast_weight
+    return intervals, label, means.inside(intervals, label + 1) * contrast
+
+
+def _duration_limits(manifest: Manifest, training: list[str]) -> np.ndarray:
+    known = manifest.instances.filter(pl.col("recording").is_in(training)).select(
+        "label", (pl.col("end_s") - pl.col("start_s")).alias("duration_s")
+    )
+    if known.is_empty():
+        return np.tile([0.0, np.inf], (len(manifest.actions), 1))
+    low, high = pl.col("duration_s").min().alias("low"), pl.col("duration_s").max().alias("high")
+    limits = {label: (lo, hi) for label, lo, hi in known.group_by("label").agg(low, high).iter_rows()}
+    overall = known.select(low, high).row(0)
+    return np.array([limits.get(label, overall) for label in manifest.actions], dtype=np.float64)

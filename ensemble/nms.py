@@ -1,0 +1,156 @@
+"""Non-maximum suppression of scored intervals: hard, linear and Gaussian Soft-NMS (Bodla et al., ICCV 2017).
+
+Proposals compete within their group (one class of one recording). Within a group the highest score is taken, the
+first in input order on ties, and the scores of the rest are multiplied by a weight that depends on their tIoU with
+it; what falls below `min_score`, or gets weight 0, is dropped. Groups are laid side by side in padded arrays, so
+that one numpy step takes the next proposal of all groups of about the same size at once.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+
+from talstack.io.errors import InputError
+from talstack.io.intervals import validate_intervals
+
+Method = Literal["hard", "linear", "gaussian"]
+METHODS: tuple[Method, ...] = ("hard", "linear", "gaussian")
+BLOCK_ELEMENTS = 1 << 18  # of one padded array; a handful of them stay within a few MB of cache
+
+
+def suppress(
+    intervals: np.ndarray,
+    scores: np.ndarray,
+    groups: np.ndarray,
+    *,
+    method: Method = "gaussian",
+    threshold: float = 0.5,
+    sigma: float = 0.5,
+    min_score: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which proposals stay and their decayed scores.
+
+    Args:
+        intervals: (n, 2) seconds.
+        scores: (n,) non-negative.
+        groups: (n,) int; proposals of different groups do not compete.
+        method: weight at tIoU t: hard 0 where t >= threshold; linear 1 - t where t >= threshold; gaussian
+            exp(-t^2 / sigma) for every t.
+        min_score: what is below it, at first or after decay, is dropped.
+
+    Returns:
+        (k,) int64 rows of the input, ascending, and their (k,) float64 scores.
+
+    Raises:
+        InputError: bad intervals, a score that is negative or not finite, lengths that differ, an unknown method,
+            a sigma that is not positive.
+    """
+    intervals = validate_intervals(intervals, what="proposals")
+    scores, groups = np.asarray(scores, dtype=np.float64), np.asarray(groups, dtype=np.int64)
+    _check(intervals, scores, groups, method=method, sigma=sigma)
+    decayed = np.full(len(scores), -1.0)
+    for rows, real in _blocks(groups):
+        start, end = intervals[rows, 0], intervals[rows, 1]
+        live = real & (scores[rows] >= min_score)
+        final = _suppress_block(
+            start, end, scores[rows], live, method=method, threshold=threshold, sigma=sigma, min_score=min_score
+        )
+        decayed[rows[real]] = final[real]
+    kept = np.flatnonzero(decayed >= 0)
+    return kept, decayed[kept]
+
+
+def top_k(scores: np.ndarray, groups: np.ndarray, k: int) -> np.ndarray:
+    """Return the rows of the k highest scores of every group, (m,) int64 ascending; the first ones on ties."""
+    order = np.lexsort((-np.asarray(scores), groups))
+    rank = _rank_in_group(np.asarray(groups)[order])
+    return np.sort(order[rank < k])
+
+
+def _check(intervals: np.ndarray, scores: np.ndarray, groups: np.ndarray, *, method: str, sigma: float) -> None:
+    if scores.shape != (len(intervals),) or groups.shape != (len(intervals),):
+        raise InputError(
+            f"proposals: {len(intervals)} intervals, but scores {scores.shape} and groups {groups.shape}; "
+            "expected one of each per interval"
+        )
+    if not np.isfinite(scores).all() or (scores < 0).any():
+        row = int(np.argmin(np.where(np.isfinite(scores), scores, -np.inf)))
+        raise InputError(f"proposals: row {row} has score {scores[row]}; scores must be finite and not negative")
+    if method not in METHODS:
+        raise InputError(f"suppression method {method!r}; expected one of {', '.join(METHODS)}")
+    if not sigma > 0:
+        raise InputError(f"suppression sigma must be positive, got {sigma!r}")
+
+
+def _rank_in_group(sorted_groups: np.ndarray) -> np.ndarray:
+    """Return 0, 1, 2, ... within each run of equal values."""
+    positions = np.arange(len(sorted_groups))
+    first = np.concatenate([[True], sorted_groups[1:] != sorted_groups[:-1]])[: len(sorted_groups)]
+    return positions - np.maximum.accumulate(np.where(first, positions, 0))
+
+
+def _blocks(groups: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (G, P) row numbers, in input order within each group, and which of them are real, smallest groups first."""
+    if len(groups) == 0:
+        return
+    order = np.argsort(groups, kind="stable")
+    _, first, sizes = np.unique(groups[order], return_index=True, return_counts=True)
+    by_size = np.argsort(sizes, kind="stable")
+    done = 0
+    while done < len(by_size):
+        # widths within a block differ by at most a half, so at most a third of the padding is wasted
+        limit = max(sizes[by_size[done]] * 3 // 2, 8)
+        upto = int(np.searchsorted(sizes[by_size], limit, side="right"))
+        block = by_size[done : min(upto, done + max(1, BLOCK_ELEMENTS // limit))]
+        offsets = np.arange(sizes[block].max())
+        real = offsets[None, :] < sizes[block][:, None]
+        yield order[np.where(real, first[block][:, None] + offsets, 0)], real
+        done += len(block)
+
+
+def _suppress_block(
+    start: np.ndarray,
+    end: np.ndarray,
+    scores: np.ndarray,
+    live: np.ndarray,
+    *,
+    method: Method,
+    threshold: float,
+    sigma: float,
+    min_score: float,
+) -> np.ndarray:
+    """Return the (G, P) scores at which each proposal was taken; -1 where it was dropped."""
+    taken = np.full(scores.shape, -1.0)
+    current = np.where(live, scores, -1.0)
+    length = end - start
+    groups = np.arange(len(scores))
+    while len(groups):
+        best = current.argmax(axis=1)
+        rows = np.arange(len(groups))
+        value = current[rows, best]
+        on = value >= 0
+        if not on.all():  # groups that are used up leave the block
+            groups, current, best, value = groups[on], current[on], best[on], value[on]
+            start, end, length = start[on], end[on], length[on]
+            rows = np.arange(len(groups))
+        taken[groups, best] = value
+        weight = _weight(_tiou_with(start, end, length, best), method=method, threshold=threshold, sigma=sigma)
+        decayed = current * weight
+        current = np.where((current >= 0) & (weight > 0) & (decayed >= min_score), decayed, -1.0)
+        current[rows, best] = -1.0
+    return taken
+
+
+def _tiou_with(start: np.ndarray, end: np.ndarray, length: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """Return the (G, P) tIoU of every proposal with the chosen one of its group."""
+    rows = np.arange(len(best))
+    inner = np.minimum(end, end[rows, best][:, None]) - np.maximum(start, start[rows, best][:, None])
+    inner = np.maximum(inner, 0.0)
+    return inner / (length + length[rows, best][:, None] - inner)
+
+
+def _weight(tiou: np.ndarray, *, method: Method, threshold: float, sigma: float) -> np.ndarray:
+    if method == "gaussian":
+        return np.exp(-np.square(tiou) / sigma)
+    return np.where(tiou >= threshold, 1.0 - tiou if method == "linear" else 0.0, 1.0)
