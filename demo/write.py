@@ -71,26 +71,26 @@ def write_demo(
         InputError: parameters out of range, or a folder that holds something else.
     """
     recordings = plan_recordings(num_recordings, duration_s=duration_s, seed=seed)
-    parameters = DemoParameters(num_recordings, float(duration_s), seed)
-    written = _claim(out, asdict(parameters), force=force)
+    written = _claim(out, asdict(DemoParameters(num_recordings, float(duration_s), seed)), force=force)
     if written:
-        if progress is not None:
-            progress(0, num_recordings)
-        for leftover in out.rglob(".tmp-*"):  # of a run that was killed while it wrote
-            leftover.unlink()
-        work = (delayed(write_recording)(out, recording) for recording in recordings)
-        done = Parallel(n_jobs=jobs, return_as="generator_unordered")(work)
-        for number, _ in enumerate(done, start=1):
-            if progress is not None:
-                progress(number, num_recordings)
-        _write_tables(out, recordings)
-        (out / UNFINISHED).replace(out / FINISHED)
+        _render(out, recordings, jobs=jobs, progress=progress or (lambda done, total: None))
     return DemoSummary(
         num_recordings=num_recordings,
         num_clips=sum(len(clip_paths(recording)) for recording in recordings),
         num_instances=sum(len(recording.instances) for recording in recordings),
         written=written,
     )
+
+
+def _render(out: Path, recordings: list[Recording], *, jobs: int, progress: Callable[[int, int], None]) -> None:
+    for leftover in out.rglob(".tmp-*"):  # of a run that was killed while it wrote
+        leftover.unlink()
+    progress(0, len(recordings))
+    work = (delayed(write_recording)(out, recording) for recording in recordings)
+    for number, _ in enumerate(Parallel(n_jobs=jobs, return_as="generator_unordered")(work), start=1):
+        progress(number, len(recordings))
+    _write_tables(out, recordings)
+    (out / UNFINISHED).replace(out / FINISHED)
 
 
 def write_recording(out: Path, recording: Recording) -> None:
