@@ -40,5 +40,7 @@ def command(data: Path, out: Path, config_file: Path | None, jobs: int) -> None:
     )
     if table.row_count:
         err.print(table)
+    for reason in card.training["skipped"]:
+        err.print(f"left out: {reason}", highlight=False)
     made = "fine-tuned" if table.row_count else "unchanged"
     click.echo(f"{out}: {made} {card.arch}, {len(card.seen)} recordings seen, T = {card.frames_per_segment}")

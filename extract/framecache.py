@@ -71,6 +71,7 @@ def build_frame_cache(
         for block in blocks:
             index.append(block)
             report()
+        _check_any(index)  # before it is kept: what cannot be read today may be there tomorrow
         write_json(index_file, index)
     return _open(read_json(index_file), folder)
 
@@ -103,10 +104,14 @@ def _decode_view(manifest: Manifest, pair: tuple[str, str], sampling: SamplingCo
     return entry | {"segments": segments, "file": name}
 
 
+def _check_any(index: list[dict]) -> None:
+    if not any(entry["segments"] for entry in index):
+        reasons = [entry["skipped"] for entry in index if entry["skipped"]]
+        raise MediaError(f"no training frames in {len(index)} views; the first reasons: {'; '.join(reasons[:3]) or 'none'}")
+
+
 def _open(index: list[dict], folder: Path) -> FrameCache:
     used = [entry for entry in index if entry["segments"]]
-    if not used:
-        raise MediaError(f"no training frames: {'; '.join(e['skipped'] for e in index if e['skipped']) or 'no clips'}")
     counts = [len(entry["segments"]) for entry in used]
     return FrameCache(
         tuple(np.load(folder / entry["file"], mmap_mode="r") for entry in used),

@@ -100,7 +100,7 @@ class ClipHashes:
             self._known = {}  # a missing or damaged cache only costs reading the files again
 
     def sha256(self, path: Path) -> str:
-        """Return the SHA-256 of the file's content; of its name and kind where it is no readable file."""
+        """Return the SHA-256 of the file's content, or "unreadable: ..." where it cannot be read."""
         try:
             stat = path.stat()
             stamp = [stat.st_size, stat.st_mtime_ns]
