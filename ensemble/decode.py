@@ -1,11 +1,13 @@
 """From probabilities over segments to detections: runs of the curves, their scores, suppression.
 
-The probability of a segment stands at the segment's centre and the curve is linear in between, so a run above a
-threshold begins and ends where the curve crosses it, to sub-segment precision. Proposals are the runs of the
-activity curve ("any action"), each labelled with its likeliest classes, and the runs of each class's own curve,
-which alone can tell overlapping actions apart. A proposal's score is its mean class probability times the contrast
-of its curve: mean inside minus mean in a margin on either side. Ranking by contrast keeps a short run on top of
-a peak from outranking the full extent of the action (FACTS, section 8: 32 to 67 mAP).
+The probability of a segment stands at the segment's centre and its logit is linear in between, so a run above a
+threshold begins and ends where the curve crosses it, to sub-segment precision. (Interpolating the probabilities
+themselves puts the ends of a confident curve half-way between centres: 27 against 36 mAP at tIoU 0.95 for a
+stacker on mhad.) Proposals are the runs of the activity curve ("any action"), each labelled with its likeliest
+classes, and the runs of each class's own curve, which alone can tell overlapping actions apart. A proposal's
+score is its mean class probability times the contrast of its curve: mean inside minus mean in a margin on either
+side. Ranking by contrast keeps a short run on top of a peak from outranking the full extent of the action (32
+against 67 mAP in the peer's measurement on mhad).
 """
 
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ import numpy as np
 import polars as pl
 from scipy.ndimage import gaussian_filter1d
 
+from talstack.ensemble.design import logits
 from talstack.ensemble.nms import Method, suppress, top_k
 from talstack.io.grid import SegmentGrid
 from talstack.io.manifest import Manifest
@@ -36,6 +39,7 @@ class DecodeSettings:
         margin: width of the surroundings that a run is contrasted with, as a share of its length (at least one
             segment on either side).
         contrast_weight: exponent of the contrast in the score; 0 ranks by class probability alone.
+        start_shift_s, end_shift_s: added to every start and end, seconds; corrects a bias of the heads.
         shortest, longest: a proposal lasts at least / at most this many times the shortest / longest training
             instance of its class.
         nms, nms_threshold, nms_sigma: suppression within a class, see `talstack.ensemble.nms`.
@@ -50,6 +54,8 @@ class DecodeSettings:
     labels_per_run: int = 6
     margin: float = 0.2
     contrast_weight: float = 1.0
+    start_shift_s: float = 0.0
+    end_shift_s: float = 0.0
     shortest: float = 0.5
     longest: float = 1.5
     nms: Method = "gaussian"
@@ -151,10 +157,11 @@ class Decoder:
         if settings.proposals != "activity":
             parts.append(_class_proposals(values, means, settings))
         intervals, label, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
+        intervals = np.clip(intervals + [settings.start_shift_s, settings.end_shift_s], 0.0, grid.duration_s)
         length = intervals[:, 1] - intervals[:, 0]
         low, high = self.durations_s[label].T
         fits = (length >= low * settings.shortest) & (length <= high * settings.longest)
-        fits &= (scores >= settings.min_score) & (scores > 0)
+        fits &= (length > 0) & (scores >= settings.min_score) & (scores > 0)
         return intervals[fits], label[fits], scores[fits]
 
 
@@ -232,10 +239,11 @@ def threshold_runs(
 
 def _crossing(values: np.ndarray, curve: np.ndarray, segment: np.ndarray, level: np.ndarray) -> np.ndarray:
     """Return where the curve passes the level between the centres of `segment` and the next, in segments."""
-    left = values[np.clip(segment, 0, len(values) - 1), curve]
-    right = values[np.clip(segment + 1, 0, len(values) - 1), curve]
+    left = logits(values[np.clip(segment, 0, len(values) - 1), curve])
+    right = logits(values[np.clip(segment + 1, 0, len(values) - 1), curve])
     slope = right - left
-    return segment + np.divide(level - left, slope, out=np.zeros_like(slope), where=slope != 0)
+    part = np.divide(logits(level) - left, slope, out=np.full_like(slope, 0.5), where=slope != 0)
+    return segment + np.clip(part, 0.0, 1.0)
 
 
 def _activity_proposals(

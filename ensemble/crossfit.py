@@ -1,0 +1,141 @@
+"""What may be learned from, and predictions for it that are not in-sample.
+
+The ensemble learns only from out-of-fold rows of recordings that the backbone has not seen and that are not
+scored. Whatever is tuned on top of a fitted combiner is tuned on predictions of combiners fitted without the
+recording in question: group by group of recordings, the folds of the heads.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from joblib import Parallel, delayed
+
+from talstack.ensemble.config import EnsembleConfig
+from talstack.ensemble.decode import Curves
+from talstack.ensemble.evidence import Evidence
+from talstack.ensemble.hierarchical import Penalty
+from talstack.ensemble.stacker import Stacker, fit_stackers
+from talstack.ensemble.weighted import combine, greedy_weights, negative_log_loss
+from talstack.io.errors import LeakError
+
+MAX_GROUPS = 5  # where the folds do not tell the recordings apart
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Training:
+    """The recordings to learn from.
+
+    Attributes:
+        evidence: what the heads say about them, out of fold.
+        targets: (N, C) bool, which actions each segment carries.
+        scene_ids: (R,) int64, -1 where the scene is unknown.
+        groups: (R,) int64; recordings of a group are held out together.
+    """
+
+    evidence: Evidence
+    targets: np.ndarray
+    scene_ids: np.ndarray
+    groups: np.ndarray
+
+    def part(self, members: np.ndarray) -> "Training":
+        """Return the recordings for which `members`, (R,) bool, is true."""
+        names = [name for name, member in zip(self.evidence.index.recordings, members, strict=True) if member]
+        rows = members[self.evidence.segment_recordings()]
+        return Training(self.evidence.subset(names), self.targets[rows], self.scene_ids[members], self.groups[members])
+
+    def splits(self) -> Iterator[tuple["Training", "Training"]]:
+        """Yield (all other groups, this group), group by group."""
+        for group in np.unique(self.groups):
+            yield self.part(self.groups != group), self.part(self.groups == group)
+
+
+def learnable_folds(table: pl.DataFrame, *, seen: Collection[str], scored: Collection[str]) -> dict[str, int]:
+    """Return the group of every recording that the ensemble may learn from, sorted by recording.
+
+    These have a fold in the out-of-fold table and are neither seen by the backbone nor to be scored. Groups are
+    their folds, or parts of about equal size where they all lie in one fold.
+
+    Raises:
+        LeakError: fewer than two recordings are left.
+    """
+    folds = dict(
+        table.filter(pl.col("fold").is_not_null()).select("recording", "fold").unique().sort("recording").iter_rows()
+    )
+    left = {name: fold for name, fold in folds.items() if name not in set(seen) | set(scored)}
+    if len(left) < 2:
+        raise LeakError(
+            f"the ensemble has {len(left)} recordings to learn from, it needs 2: of {len(folds)} with out-of-fold "
+            f"predictions, {len(set(folds) & set(seen))} were seen by the fine-tuned backbone and "
+            f"{len(set(folds) & set(scored))} are to be scored; hold out folds in [finetune] (holdout_folds), or give "
+            "the data set a val split"
+        )
+    if len(set(left.values())) == 1:
+        return {name: position % MAX_GROUPS for position, name in enumerate(left)}
+    return left
+
+
+def cross_fit_stacker(training: Training, *, config: EnsembleConfig, jobs: int = 1) -> tuple[Curves, Penalty]:
+    """Return the stacker's predictions for groups it was not fitted on, and the penalty with the least log-loss.
+
+    Every group is predicted by a stacker fitted on the others. Only the choice among the few penalties has looked
+    at all groups.
+    """
+    penalties = [Penalty(shared, deviation) for shared in config.shared_l2 for deviation in config.class_l2]
+    splits = list(training.splits())
+    parts = Parallel(n_jobs=jobs, prefer="threads")(
+        delayed(_predict_held_out)(fit, held_out, penalties, config) for fit, held_out in splits
+    )
+    losses = [
+        sum(len(held_out.targets) * -negative_log_loss(part[i].action, held_out.targets) for (_, held_out), part in
+            zip(splits, parts, strict=True))
+        for i in range(len(penalties))
+    ]  # fmt: skip
+    best = int(np.argmin(losses))
+    return _joined(training, [part[best] for part in parts]), penalties[best]
+
+
+def fit_stacker(training: Training, penalty: Penalty, *, config: EnsembleConfig) -> Stacker:
+    """Return the stacker fitted on all of `training`."""
+    return fit_stackers(
+        training.evidence, training.targets, training.scene_ids, penalties=[penalty], config=config
+    )[0]  # fmt: skip
+
+
+def cross_fit_weighted(training: Training, *, config: EnsembleConfig, jobs: int = 1) -> Curves:
+    """Return the weighted ensemble's predictions for groups that its weights were not found on."""
+    parts = Parallel(n_jobs=jobs, prefer="threads")(
+        delayed(_weigh_held_out)(fit, held_out, config) for fit, held_out in training.splits()
+    )
+    return _joined(training, parts)
+
+
+def fit_weights(training: Training, *, config: EnsembleConfig) -> np.ndarray:
+    """Return the weights found on all of `training`, (M,) float64."""
+    return greedy_weights(
+        training.evidence, training.targets, rounds=config.weighted_rounds, metric=config.weighted_metric
+    )
+
+
+def _predict_held_out(
+    fit: Training, held_out: Training, penalties: Sequence[Penalty], config: EnsembleConfig
+) -> list[Curves]:
+    stackers = fit_stackers(fit.evidence, fit.targets, fit.scene_ids, penalties=penalties, config=config)
+    return [stacker.predict(held_out.evidence) for stacker in stackers]
+
+
+def _weigh_held_out(fit: Training, held_out: Training, config: EnsembleConfig) -> Curves:
+    return combine(held_out.evidence, fit_weights(fit, config=config))
+
+
+def _joined(training: Training, parts: Sequence[Curves]) -> Curves:
+    """Return the parts' rows in the order of the training recordings."""
+    action = {name: part.action[rows] for part in parts for name, rows in part.index.slices()}
+    activity = {name: part.activity[rows] for part in parts for name, rows in part.index.slices()}
+    names = training.evidence.index.recordings
+    return Curves(
+        training.evidence.index,
+        np.concatenate([action[name] for name in names]),
+        np.concatenate([activity[name] for name in names]),
+    )

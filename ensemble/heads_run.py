@@ -1,0 +1,67 @@
+"""What stage two left in a run's folder: the out-of-fold table and the record of the heads."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from talstack.io.errors import InputError, MissingInputError
+from talstack.io.files import read_json, sha256_file
+from talstack.io.manifest import Manifest
+from talstack.io.predictions import SCHEMA
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeadsRun:
+    """The predictions of the heads and where they come from.
+
+    Attributes:
+        table: the out-of-fold table, `talstack.io.predictions.SCHEMA`.
+        segment_s: length of its segments, seconds.
+        seen: recordings that the backbone was fine-tuned on.
+        sha256: content hash of the table's file.
+    """
+
+    table: pl.DataFrame
+    segment_s: float
+    seen: frozenset[str]
+    sha256: str
+
+    @classmethod
+    def load(cls, run: Path, manifest: Manifest) -> "HeadsRun":
+        """Read RUN/heads.json and RUN/oof.parquet.
+
+        Raises:
+            MissingInputError: one of them is not there.
+            InputError: another format, or made for another data set than `manifest`.
+        """
+        record_path, table_path = run / "heads.json", run / "oof.parquet"
+        for path in (record_path, table_path):
+            if not path.is_file():
+                raise MissingInputError(f"{path}: no such file; run `talstack heads` first")
+        record = read_json(record_path)
+        if record.get("format_version") != FORMAT_VERSION:
+            raise InputError(
+                f"{record_path}: format_version {record.get('format_version')!r}, expected 1; run heads again"
+            )
+        for name, expected in [("dataset", manifest.name), ("actions", manifest.actions), ("scenes", manifest.scenes)]:
+            got = record.get(name)
+            if (got if name == "dataset" else tuple(got or ())) != expected:
+                raise InputError(
+                    f"{record_path}: made for {name} {got!r:.100}, the data set has {expected!r:.100}; run "
+                    "`talstack heads` on this data set"
+                )
+        table = _read_table(table_path)
+        return cls(table, float(record["segment_s"]), frozenset(record["seen"]), sha256_file(table_path))
+
+
+def _read_table(path: Path) -> pl.DataFrame:
+    try:
+        table = pl.read_parquet(path)
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"{path}: not a readable parquet file; run `talstack heads` again ({error})") from error
+    if dict(table.schema) != SCHEMA:
+        raise InputError(f"{path}: expected columns {', '.join(SCHEMA)}, got {dict(table.schema)}; run heads again")
+    return table

@@ -1,0 +1,285 @@
+"""Stage two's second half for one run: combiners, tuning, detections, scenes and scores of one split.
+
+Writes into the run's folder: stack/ (models, weights, tuned settings, and the record with the fingerprint, last),
+detections.parquet (with a `system` column), scene.parquet, and metrics.json where the split has annotations.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from joblib import Parallel, delayed
+
+from talstack.ensemble.config import EnsembleConfig
+from talstack.ensemble.crossfit import (
+    Training,
+    cross_fit_stacker,
+    cross_fit_weighted,
+    fit_stacker,
+    fit_weights,
+    learnable_folds,
+)
+from talstack.ensemble.decode import Curves, Decoder, DecodeSettings
+from talstack.ensemble.evidence import Evidence
+from talstack.ensemble.heads_run import HeadsRun
+from talstack.ensemble.tune import TARGET_TIOU, average_map, tune
+from talstack.ensemble.weighted import combine
+from talstack.evaluate.map import PRESETS
+from talstack.evaluate.scene import evaluate_scenes
+from talstack.io.config import to_dict
+from talstack.io.detections import write_parquet
+from talstack.io.errors import InputError, LeakError
+from talstack.io.files import atomic_path, canonical_json, read_json, sha256_text, write_json
+from talstack.io.manifest import SPLITS, Manifest
+from talstack.io.targets import scene_targets, segment_index, segment_targets
+
+FORMAT_VERSION = 1
+ENSEMBLES = ("stack", "weighted", "mean")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EnsembleResult:
+    """What `run_ensemble` made or found.
+
+    Attributes:
+        cached: everything was there already, nothing was done.
+        record: stack/ensemble.json: what was learned from, the penalties, tuned scores, warnings.
+        metrics: metrics.json; None where the split has no annotations.
+    """
+
+    cached: bool
+    record: Mapping[str, Any]
+    metrics: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class System:
+    """One way of predicting.
+
+    Attributes:
+        name: stack, weighted, mean, or the name of a single model.
+        tuning: its predictions for the training recordings, not in-sample.
+        scored: its predictions for the recordings of the split.
+    """
+
+    name: str
+    tuning: Curves
+    scored: Curves
+
+
+def run_ensemble(
+    manifest: Manifest,
+    run: Path,
+    *,
+    config: EnsembleConfig,
+    split: str = "test",
+    jobs: int = 1,
+    allow_seen: bool = False,
+) -> EnsembleResult:
+    """Fit the ensemble on unseen out-of-fold predictions and predict the recordings of `split`.
+
+    Does nothing where the run's folder holds the result of the same inputs already. Recordings of the split are
+    never learned from, wherever they lie.
+
+    Args:
+        manifest: the data set that the heads were trained on.
+        run: the folder that `talstack heads` wrote.
+        jobs: threads.
+        allow_seen: score recordings that the backbone was fine-tuned on; the metrics then count them.
+
+    Raises:
+        MissingInputError, InputError: heads' files are missing or made for other data, or the split is empty.
+        LeakError: recordings of the split were seen by the backbone, or nothing unseen is left to learn from.
+    """
+    heads = HeadsRun.load(run, manifest)
+    scored = _recordings_to_score(manifest, split, heads.seen, allow_seen=allow_seen)
+    fingerprint = _fingerprint(manifest, heads, config, split=split, allow_seen=allow_seen)
+    cached = _cached(run, fingerprint)
+    if cached is not None:
+        return cached
+    (run / "stack" / "ensemble.json").unlink(missing_ok=True)  # from here on the folder is in between two states
+    training = _training(manifest, heads, learnable_folds(heads.table, seen=heads.seen, scored=scored))
+    evidence = _evidence(manifest, heads, scored)
+    systems, learned = _fit_systems(training, evidence, run / "stack", config=config, jobs=jobs)
+    learned_from = list(training.evidence.index.recordings)
+    decoder = Decoder.of(manifest, heads.segment_s, learned_from)
+    tuned = _tune_all(decoder, systems, manifest.instances, run / "stack", config=config, jobs=jobs)
+    detections = {system.name: decoder.decode(system.scored, tuned[system.name][0]) for system in systems}
+    scenes, warnings = _scene_table(evidence)
+    _write_tables(run, detections, scenes)
+    metrics = _metrics(manifest, detections, scenes, split=split, seen=heads.seen)
+    (run / "metrics.json").unlink(missing_ok=True)
+    if metrics is not None:
+        write_json(run / "metrics.json", metrics)
+    record = {
+        "format_version": FORMAT_VERSION,
+        "fingerprint": fingerprint,
+        "split": split,
+        "recordings": scored,
+        "learned_from": learned_from,
+        **learned,
+        "tuned_average_map": {name: score for name, (_, score) in tuned.items()},
+        "warnings": warnings,
+        "has_metrics": metrics is not None,
+    }
+    write_json(run / "stack" / "ensemble.json", record)
+    return EnsembleResult(False, record, metrics)
+
+
+def _recordings_to_score(manifest: Manifest, split: str, seen: frozenset[str], *, allow_seen: bool) -> list[str]:
+    if split not in SPLITS:
+        raise InputError(f"split {split!r}; expected one of {', '.join(SPLITS)}")
+    recordings = manifest.recordings_of([split])
+    if not recordings:
+        raise InputError(f"{manifest.name}: no recording is in split {split!r}")
+    leaked = [name for name in recordings if name in seen]
+    if leaked and not allow_seen:
+        raise LeakError(
+            f"{len(leaked)} of {len(recordings)} recordings of split {split!r} were seen by the fine-tuned backbone, "
+            f"the first: {leaked[0]}; their scores would be optimistic. Choose another split, or pass --allow-seen"
+        )
+    return recordings
+
+
+def _fingerprint(
+    manifest: Manifest, heads: HeadsRun, config: EnsembleConfig, *, split: str, allow_seen: bool
+) -> str:  # fmt: skip
+    tables = {name: getattr(manifest, name).write_csv() for name in ("recordings", "instances")}
+    return sha256_text(
+        canonical_json(
+            {
+                "format_version": FORMAT_VERSION,
+                "oof": heads.sha256,
+                "segment_s": heads.segment_s,
+                "seen": sorted(heads.seen),
+                "config": to_dict(config),
+                "split": split,
+                "allow_seen": allow_seen,
+                "data": {name: sha256_text(text) for name, text in tables.items()},
+                "classes": [list(manifest.actions), list(manifest.scenes)],
+            }
+        )
+    )
+
+
+def _cached(run: Path, fingerprint: str) -> EnsembleResult | None:
+    """Return the result that lies in the folder if it is that of the fingerprint and complete."""
+    record_path, metrics_path = run / "stack" / "ensemble.json", run / "metrics.json"
+    if not record_path.is_file():
+        return None
+    record = read_json(record_path)
+    names = ["detections.parquet", "scene.parquet", *(["metrics.json"] if record.get("has_metrics") else [])]
+    if record.get("fingerprint") != fingerprint or not all((run / name).is_file() for name in names):
+        return None
+    return EnsembleResult(True, record, read_json(metrics_path) if record["has_metrics"] else None)
+
+
+def _training(manifest: Manifest, heads: HeadsRun, folds: Mapping[str, int]) -> Training:
+    evidence = _evidence(manifest, heads, list(folds))
+    targets = segment_targets(manifest, evidence.index, heads.segment_s)
+    groups = np.array(list(folds.values()), dtype=np.int64)
+    return Training(evidence, targets, scene_targets(manifest, list(folds)), groups)
+
+
+def _evidence(manifest: Manifest, heads: HeadsRun, recordings: list[str]) -> Evidence:
+    index = segment_index(manifest, heads.segment_s, recordings)
+    return Evidence.of(heads.table, index, actions=manifest.actions, scenes=manifest.scenes)
+
+
+def _fit_systems(
+    training: Training, evidence: Evidence, folder: Path, *, config: EnsembleConfig, jobs: int
+) -> tuple[list[System], dict[str, Any]]:
+    """Return all systems, stack first, and what was learned; the models are saved into the folder."""
+    held_out, penalty = cross_fit_stacker(training, config=config, jobs=jobs)
+    stacker = fit_stacker(training, penalty, config=config)
+    stacker.save(folder)
+    weights = fit_weights(training, config=config)
+    named = {str(key): float(weight) for key, weight in zip(training.evidence.models, weights, strict=True)}
+    write_json(folder / "weights.json", named)
+    models = training.evidence.models
+    evidence = evidence.with_models(models)
+    systems = [
+        System("stack", held_out, stacker.predict(evidence)),
+        System("weighted", cross_fit_weighted(training, config=config, jobs=jobs), combine(evidence, weights)),
+        System("mean", combine(training.evidence), combine(evidence)),
+    ]
+    for key in models:
+        systems.append(
+            System(str(key), combine(training.evidence.with_models([key])), combine(evidence.with_models([key])))
+        )
+    return systems, {"penalty": asdict(penalty), "weights": named}
+
+
+def _tune_all(
+    decoder: Decoder,
+    systems: list[System],
+    instances: pl.DataFrame,
+    folder: Path,
+    *,
+    config: EnsembleConfig,
+    jobs: int,
+) -> dict[str, tuple[DecodeSettings, float | None]]:
+    """Return {system: settings, average mAP on its training recordings}; the settings are written too."""
+    found = Parallel(n_jobs=jobs, prefer="threads")(
+        delayed(tune)(decoder, system.tuning, instances, config=config) for system in systems
+    )
+    tuned = {system.name: result for system, result in zip(systems, found, strict=True)}
+    write_json(folder / "decode.json", {name: asdict(settings) for name, (settings, _) in tuned.items()})
+    return tuned
+
+
+def _scene_table(evidence: Evidence) -> tuple[pl.DataFrame, list[str]]:
+    """Return recording and one probability column per scene, and warnings; uniform where no scene head spoke."""
+    probs = evidence.scene_probs.astype(np.float64)
+    unknown = np.flatnonzero(np.isnan(probs).any(axis=1))
+    probs[unknown] = 1.0 / max(len(evidence.scenes), 1)
+    names = [evidence.index.recordings[row] for row in unknown]
+    columns = {scene: probs[:, i] for i, scene in enumerate(evidence.scenes)}
+    table = pl.DataFrame({"recording": list(evidence.index.recordings), **columns})
+    if not names:
+        return table, []
+    return table, [f"no scene head predicts {len(names)} recordings, all scenes equal there: {', '.join(names)}"]
+
+
+def _write_tables(run: Path, detections: Mapping[str, pl.DataFrame], scenes: pl.DataFrame) -> None:
+    rows = pl.concat([table.select(pl.lit(name).alias("system"), pl.all()) for name, table in detections.items()])
+    write_parquet(rows, run / "detections.parquet")
+    with atomic_path(run / "scene.parquet") as temporary:
+        scenes.write_parquet(temporary)
+
+
+def _metrics(
+    manifest: Manifest,
+    detections: Mapping[str, pl.DataFrame],
+    scenes: pl.DataFrame,
+    *,
+    split: str,
+    seen: frozenset[str],
+) -> dict[str, Any] | None:
+    """Return the scores on the split; None where it has neither an instance nor a known scene."""
+    recordings = scenes["recording"].to_list()
+    instances = manifest.instances.filter(pl.col("recording").is_in(recordings))
+    truth = manifest.recordings.filter(pl.col("recording").is_in(recordings) & pl.col("scene").is_not_null())
+    metrics: dict[str, Any] = {
+        "split": split,
+        "num_recordings": len(recordings),
+        "num_instances": instances.height,
+        "seen_recordings": len(seen & set(recordings)),
+    }
+    if instances.height:
+        scores = {name: _detection_scores(table, instances) for name, table in detections.items()}
+        singles = {name: score for name, score in scores.items() if name not in ENSEMBLES}
+        metrics["detections"] = {**{name: scores[name] for name in ENSEMBLES}, "single": singles}
+    if truth.height:
+        result = evaluate_scenes(scenes, truth, scenes=manifest.scenes)
+        metrics["scene"] = {"top1": result.top1, "num_recordings": result.num_recordings}
+    return metrics if instances.height or truth.height else None
+
+
+def _detection_scores(detections: pl.DataFrame, instances: pl.DataFrame) -> dict[str, Any]:
+    average, by_tiou = average_map(detections, instances, tiou=TARGET_TIOU)
+    dense, _ = average_map(detections, instances, tiou=PRESETS["anet"])
+    return {"average_map": average, "map": by_tiou, "average_map_0.50_0.95": dense}
