@@ -4,7 +4,7 @@ Writes into the run's folder: stack/ (models, weights, tuned settings, and the r
 detections.parquet (with a `system` column), scene.parquet, and metrics.json where the split has annotations.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,7 @@ def run_ensemble(
     split: str = "test",
     jobs: int = 1,
     allow_seen: bool = False,
+    report: Callable[[str], None] = lambda step: None,
 ) -> EnsembleResult:
     """Fit the ensemble on unseen out-of-fold predictions and predict the recordings of `split`.
 
@@ -89,6 +90,7 @@ def run_ensemble(
         run: the folder that `talstack heads` wrote.
         jobs: threads.
         allow_seen: score recordings that the backbone was fine-tuned on; the metrics then count them.
+        report: is told what is being done.
 
     Raises:
         MissingInputError, InputError: heads' files are missing or made for other data, or the split is empty.
@@ -100,18 +102,19 @@ def run_ensemble(
     cached = _cached(run, fingerprint)
     if cached is not None:
         return cached
-    (run / "stack" / "ensemble.json").unlink(missing_ok=True)  # from here on the folder is in between two states
     training = _training(manifest, heads, learnable_folds(heads.table, seen=heads.seen, scored=scored))
+    (run / "stack" / "ensemble.json").unlink(missing_ok=True)  # from here on the folder is in between two states
+    (run / "metrics.json").unlink(missing_ok=True)
     evidence = _evidence(manifest, heads, scored)
+    report("fitting the stacker and the weighted ensemble")
     systems, learned = _fit_systems(training, evidence, run / "stack", config=config, jobs=jobs)
-    learned_from = list(training.evidence.index.recordings)
-    decoder = Decoder.of(manifest, heads.segment_s, learned_from)
+    decoder = Decoder.of(manifest, heads.segment_s, list(training.evidence.index.recordings))
+    report(f"tuning the intervals of {len(systems)} systems")
     tuned = _tune_all(decoder, systems, manifest.instances, run / "stack", config=config, jobs=jobs)
     detections = {system.name: decoder.decode(system.scored, tuned[system.name][0]) for system in systems}
     scenes, warnings = _scene_table(evidence)
     _write_tables(run, detections, scenes)
     metrics = _metrics(manifest, detections, scenes, split=split, seen=heads.seen)
-    (run / "metrics.json").unlink(missing_ok=True)
     if metrics is not None:
         write_json(run / "metrics.json", metrics)
     record = {
@@ -119,10 +122,10 @@ def run_ensemble(
         "fingerprint": fingerprint,
         "split": split,
         "recordings": scored,
-        "learned_from": learned_from,
+        "learned_from": list(training.evidence.index.recordings),
         **learned,
         "tuned_average_map": {name: score for name, (_, score) in tuned.items()},
-        "warnings": warnings,
+        "warnings": [*_missing_models(training.evidence, evidence), *warnings],
         "has_metrics": metrics is not None,
     }
     write_json(run / "stack" / "ensemble.json", record)
@@ -242,6 +245,20 @@ def _scene_table(evidence: Evidence) -> tuple[pl.DataFrame, list[str]]:
     if not names:
         return table, []
     return table, [f"no scene head predicts {len(names)} recordings, all scenes equal there: {', '.join(names)}"]
+
+
+def _missing_models(learned: Evidence, scored: Evidence) -> list[str]:
+    """Return a warning per model that cannot be learned from, and one for recordings that no model predicts."""
+    warnings = [
+        f"{key} predicts none of the recordings that the ensemble learns from; the stacker ignores it"
+        for key, present in zip(learned.models, learned.present, strict=True)
+        if not present.any()
+    ]
+    predicted = np.atleast_1d(scored.present.any(axis=0))
+    names = [name for name, rows in scored.index.slices() if not predicted[rows].any()]
+    if names:
+        warnings.append(f"no model predicts {len(names)} recordings (every view failed?): {', '.join(names)}")
+    return warnings
 
 
 def _write_tables(run: Path, detections: Mapping[str, pl.DataFrame], scenes: pl.DataFrame) -> None:
