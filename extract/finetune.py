@@ -1,5 +1,6 @@
 """Fine-tuning of the backbone on the training recordings: actions with background, scene as auxiliary task."""
 
+import math
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -156,7 +157,7 @@ def train(
         lambda step: (
             (step + 1) / warmup
             if step < warmup
-            else 0.5 * (1 + np.cos(np.pi * (step - warmup) / max(1, total - warmup)))
+            else 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
         ),
     )
     history = []

@@ -86,9 +86,10 @@ def lay_out_view(manifest: Manifest, recording: str, view: str, *, segment_s: fl
 
 
 def _on_grid(grid: SegmentGrid, path: Path, offset_s: float, duration_s: float, last_s: float) -> ClipSegments:
-    covered = grid.coverage(np.array([[offset_s, offset_s + duration_s]]))[0]
-    # the same rule as the grid's own last segment: half a segment of picture is enough
-    rows = np.flatnonzero(covered >= 0.5 - 1e-6)
+    covered_s = grid.coverage(np.array([[offset_s, offset_s + duration_s]]))[0] * grid.segment_s
+    inside_s = np.minimum(grid.edges_s[:, 1], grid.duration_s) - grid.edges_s[:, 0]
+    # half of what the recording has of the segment is enough, so a recording shorter than L keeps its one row
+    rows = np.flatnonzero(covered_s >= 0.5 * inside_s - 1e-6)
     return ClipSegments(path, rows, grid.edges_s[rows, 0] - offset_s, last_s)
 
 
