@@ -129,6 +129,27 @@ def segment_rows(
     ).select(list(SCHEMA))
 
 
+def scene_rows(
+    key: ModelKey,
+    recordings: Sequence[str],
+    probs: np.ndarray,
+    *,
+    valid: np.ndarray,
+    fold: np.ndarray,
+    classes: Sequence[str],
+) -> pl.DataFrame:
+    """Return the out-of-fold rows of one scene model: one row per recording and scene, segment null.
+
+    Args:
+        probs: (R, K) float.
+        valid: (R,) bool; False where the model had no features to predict from.
+        fold: (R,) int, -1 for null.
+    """
+    index = SegmentIndex(tuple(recordings), (1,) * len(recordings))
+    rows = segment_rows(key, index, probs, valid=valid, fold=fold, classes=classes)
+    return rows.with_columns(pl.lit(None, dtype=pl.Int32).alias("segment"))
+
+
 def models_of(table: pl.DataFrame, task: str | None = None) -> list[ModelKey]:
     """Return the models in the table, sorted; of one task where given."""
     keys = sorted(ModelKey(*row) for row in table.select("view", "modality", "head").unique().iter_rows())

@@ -1,0 +1,81 @@
+"""Settings of the heads: one table, [heads], of the configuration file."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from talstack.io.config import setting
+from talstack.io.errors import ConfigError
+from talstack.io.manifest import SPLITS
+from talstack.io.predictions import TASKS
+
+LEARNERS = ("linear", "gbm")
+
+
+@dataclass(frozen=True, slots=True)
+class HeadsConfig:
+    """Heads of every (view, modality): what they see, how they learn, and on which recordings."""
+
+    tasks: tuple[str, ...] = setting(TASKS, "activity (action or background), action (which), scene (per recording)")
+    learners: tuple[str, ...] = setting(LEARNERS, "linear (logistic regression), gbm (LightGBM)")
+    context: tuple[int, ...] = setting(
+        (2, 4, 8), "windows on either side of a segment, in segments: their mean, slope and spread; empty = none"
+    )
+    clip: float = setting(4.0, "standardised columns are cut at this many standard deviations")
+    class_weight: Literal["none", "sqrt", "balanced"] = setting(
+        "none", "how far rare classes are weighted up in training; the probabilities are corrected for it"
+    )
+    inner_folds: int = setting(3, "folds by recording inside the training recordings, to choose settings on")
+    linear_components: int = setting(64, "linear: principal components of the features, at most; 0 = as they are")
+    linear_whitening: float = setting(
+        0.0, "linear: 0 leaves the components their own size, 1 makes all equal, so that small ones count as much"
+    )
+    linear_squares: bool = setting(True, "linear: the columns' squares as well, so that size counts whatever the sign")
+    linear_l2: tuple[float, ...] = setting(
+        (0.1, 0.03, 0.01, 0.003), "linear: penalties on the mean log-loss, to choose from on inner folds"
+    )
+    gbm_components: int = setting(32, "gbm: wider features are reduced to this many principal components; 0 = never")
+    gbm_rounds: int = setting(150, "gbm: trees per class; the most of them with early stopping")
+    gbm_early_stopping: bool = setting(
+        False, "gbm: choose the number of trees on one inner fold (about twice the time)"
+    )
+    gbm_learning_rate: float = setting(0.1, "gbm: shrinkage of each tree")
+    gbm_leaves: int = setting(15, "gbm: leaves per tree")
+    gbm_min_leaf: int = setting(30, "gbm: fewest rows in a leaf (an eighth of the rows where there are few)")
+    gbm_columns: float = setting(0.2, "gbm: share of the columns that each tree may use")
+    gbm_rows: float = setting(0.5, "gbm: share of the rows that each tree is grown on")
+    gbm_extra_trees: bool = setting(True, "gbm: one random threshold per column and split: smoother and faster")
+    gbm_l2: float = setting(10.0, "gbm: penalty on leaf values")
+    fit_splits: tuple[str, ...] = setting(("train", "val"), "splits whose folds the heads learn from")
+    fit_on: Literal["all", "unseen"] = setting("all", "unseen: learn only from recordings the backbone has not seen")
+    seed: int = setting(0, "inner folds, and the rows and columns of each tree")
+
+    def __post_init__(self) -> None:
+        for name, known in (("tasks", TASKS), ("learners", LEARNERS), ("fit_splits", SPLITS)):
+            values = getattr(self, name)
+            unknown = sorted(set(values) - set(known))
+            if unknown or not values or len(set(values)) < len(values):
+                raise ConfigError(f"heads.{name}: expected some of {', '.join(known)}, each once, got {list(values)}")
+        if "test" in self.fit_splits:
+            raise ConfigError("heads.fit_splits: split test is for evaluation; take train and val")
+        if list(self.context) != sorted(set(self.context)) or any(window < 1 for window in self.context):
+            raise ConfigError(f"heads.context: expected ascending counts of segments from 1, got {list(self.context)}")
+        if not self.linear_l2 or min(self.linear_l2) <= 0:
+            raise ConfigError(f"heads.linear_l2: expected penalties > 0, got {list(self.linear_l2)}")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        least = {
+            "linear_components": 0, "gbm_components": 0, "inner_folds": 2, "gbm_rounds": 1, "gbm_leaves": 2,
+            "gbm_min_leaf": 1, "gbm_l2": 0.0, "seed": 0,
+        }  # fmt: skip
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise ConfigError(f"heads.{name}: expected at least {smallest}, got {getattr(self, name)}")
+        for name in ("clip", "gbm_learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"heads.{name}: expected a number > 0, got {getattr(self, name)}")
+        for name in ("gbm_columns", "gbm_rows"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(f"heads.{name}: expected a share in (0, 1], got {getattr(self, name)}")
+        if not 0 <= self.linear_whitening <= 1:
+            raise ConfigError(f"heads.linear_whitening: expected 0 to 1, got {self.linear_whitening}")

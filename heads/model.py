@@ -1,0 +1,166 @@
+"""A trained head: its design and learner together, in memory and as files.
+
+<head>.json                 the card: what it is, what was chosen, SHA-256 of the other files; written last
+<head>.design.safetensors   the design's arrays
+<head>.safetensors          a linear head's weights, or
+<head>.lightgbm.txt         a boosted head's trees
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from talstack.heads.arrays import read_arrays, write_arrays
+from talstack.heads.config import HeadsConfig
+from talstack.heads.design import Design, DesignSettings
+from talstack.heads.features import GroupFeatures
+from talstack.heads.gbm import GbmHead
+from talstack.heads.linear import LinearHead
+from talstack.heads.solver import Link
+from talstack.heads.targets import TaskTargets
+from talstack.io.errors import InputError, ModelError, TalstackError
+from talstack.io.files import read_json, sha256_file
+from talstack.io.predictions import ModelKey
+
+FORMAT_VERSION = 1  # of the files, and of what the code computes: raise it when either changes
+_LEARNERS: dict[str, type[LinearHead] | type[GbmHead]] = {"linear": LinearHead, "gbm": GbmHead}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainedHead:
+    """One head of one (view, modality).
+
+    Attributes:
+        key: what it is called.
+        classes: names of the probability columns.
+        link: softmax where exactly one class holds, sigmoid where any number may.
+        design: from stored features to rows.
+        learner: from rows to probabilities.
+    """
+
+    key: ModelKey
+    classes: tuple[str, ...]
+    link: Link
+    design: Design
+    learner: LinearHead | GbmHead
+
+    @classmethod
+    def fit(
+        cls, key: ModelKey, group: GroupFeatures, targets: TaskTargets, *, train: np.ndarray, config: HeadsConfig
+    ) -> "TrainedHead | None":
+        """Return the head fitted on the training recordings; None where these have no valid labelled row.
+
+        Args:
+            train: (R,) bool, the training recordings of the group. Nothing of the others is looked at.
+        """
+        pooled = key.task == "scene"
+        own = train if pooled else train[group.row_recordings]
+        values, labelled = targets.values[own], targets.known[own]
+        group = group.subset(train)
+        if not group.valid.any():
+            return None
+        design = Design.fit(group, design_settings(key, config))
+        rows, valid = design.rows(group)
+        use = valid & labelled
+        if not use.any():
+            return None
+        groups = np.arange(len(rows)) if pooled else group.row_recordings
+        learner = _LEARNERS[key.learner].fit(
+            rows[use], values[use], groups=groups[use], link=targets.link, config=config
+        )
+        return cls(key, targets.classes, targets.link, design, learner)
+
+    def predict_proba(self, group: GroupFeatures) -> tuple[np.ndarray, np.ndarray]:
+        """Return (probs, valid): (N, C) float32, NaN where not valid, and (N,) bool; by recording for scenes.
+
+        Raises:
+            InputError: the features have another width than those it was trained on.
+        """
+        expected = len(self.design.reduction.scaler.mean)
+        if group.features.shape[1] != expected:
+            raise InputError(f"{self.key}: trained on {expected} features, got {group.features.shape[1]}")
+        rows, valid = self.design.rows(group)
+        probs = np.full((len(rows), len(self.classes)), np.nan, dtype=np.float32)
+        if valid.any():
+            probs[valid] = self.learner.predict_proba(rows[valid])
+        return probs, valid
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Write the head's files; return its card, which the caller completes and writes as `card_path`."""
+        stem = folder / self.key.head
+        design = write_arrays(stem.with_name(stem.name + ".design.safetensors"), self.design.arrays())
+        files = [design, *self.learner.save(stem)]
+        return {
+            "format_version": FORMAT_VERSION,
+            "view": self.key.view,
+            "modality": self.key.modality,
+            "head": self.key.head,
+            "classes": list(self.classes),
+            "link": self.link,
+            "design": asdict(self.design.settings),
+            "learner": self.learner.summary,
+            "files": {path.name: sha256_file(path) for path in files},
+        }
+
+    @classmethod
+    def load(cls, card_file: Path) -> "TrainedHead":
+        """Read a head by its card.
+
+        Raises:
+            ModelError: a file is missing, damaged or foreign.
+        """
+        card = read_card(card_file)
+        for name, digest in card["files"].items():
+            path = card_file.with_name(Path(name).name)
+            if not path.is_file() or sha256_file(path) != digest:
+                raise ModelError(
+                    f"{path}: missing, or not the file that its card {card_file.name} names; run `talstack heads` again"
+                )
+        stem = card_file.with_suffix("")
+        try:
+            key = ModelKey(card["view"], card["modality"], card["head"])
+            settings = DesignSettings(**{**card["design"], "windows": tuple(card["design"]["windows"])})
+            design = Design.from_arrays(read_arrays(stem.with_name(stem.name + ".design.safetensors")), settings)
+            learner = _LEARNERS[key.learner].load(stem, link=card["link"], summary=card["learner"])
+            return cls(key, tuple(card["classes"]), card["link"], design, learner)
+        except (KeyError, TypeError, IndexError) as error:
+            raise ModelError(
+                f"{card_file}: not the card of a head ({type(error).__name__}: {error}); run `talstack heads` again"
+            ) from error
+
+
+def read_card(card_file: Path) -> dict[str, Any]:
+    """Return a head's card.
+
+    Raises:
+        ModelError: missing, damaged, or of another format version.
+    """
+    try:
+        card: dict[str, Any] = read_json(card_file)
+    except TalstackError as error:
+        raise ModelError(f"{error}; run `talstack heads` again") from error
+    version = card.get("format_version") if isinstance(card, dict) else None
+    if version != FORMAT_VERSION:
+        raise ModelError(f"{card_file}: format_version {version!r}, expected {FORMAT_VERSION}; run `talstack heads`")
+    return card
+
+
+def card_path(folder: Path, key: ModelKey) -> Path:
+    """Return where a head's card lies."""
+    return folder / f"{key.head}.json"
+
+
+def design_settings(key: ModelKey, config: HeadsConfig) -> DesignSettings:
+    """Return what the rows of a head hold."""
+    linear = key.learner == "linear"
+    return DesignSettings(
+        pooled=key.task == "scene",
+        components=config.linear_components if linear else config.gbm_components,
+        windows=() if key.task == "scene" else config.context,
+        clip=config.clip,
+        rotate=linear,  # trees cut along columns: they keep the features' own where there are few
+        whitening=config.linear_whitening if linear else 1.0,
+        squares=linear and config.linear_squares and key.task != "scene",
+    )

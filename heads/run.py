@@ -1,0 +1,244 @@
+"""Stage two of a run: every head of every (view, modality), in parallel, each done once per fingerprint.
+
+RUN/heads/<view>-<modality>/<head>.*              the head's files (heads.model) and its <head>.oof.parquet
+RUN/oof.parquet                                   all out-of-fold predictions, one long table
+RUN/heads.json                                    what the table holds and what it was made from; written last
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import joblib
+import lightgbm
+import polars as pl
+import scipy
+from threadpoolctl import threadpool_limits
+
+from talstack.heads.config import HeadsConfig
+from talstack.heads.crossfit import FoldPlan, cross_fit
+from talstack.heads.features import read_group
+from talstack.heads.model import FORMAT_VERSION, card_path, read_card
+from talstack.heads.targets import task_targets
+from talstack.io.config import to_dict
+from talstack.io.errors import InputError, ModelError, TalstackError
+from talstack.io.extraction import FeatureSet
+from talstack.io.files import atomic_path, canonical_json, read_json, sha256_file, sha256_text, write_json
+from talstack.io.predictions import SCHEMA, ModelKey
+
+_SHARED_SETTINGS = ("clip", "class_weight", "inner_folds", "seed")
+
+
+@dataclass(frozen=True, slots=True)
+class HeadJob:
+    """One head to be fitted.
+
+    Attributes:
+        key: which.
+        folder: where its files lie.
+        fingerprint: of everything that its predictions depend on.
+    """
+
+    key: ModelKey
+    folder: Path
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class HeadResult:
+    """What became of one job.
+
+    Attributes:
+        key: which head.
+        outcome: "fitted", "cached", or "skipped" where no training recording has labelled features.
+        num_unpredicted: recordings with features but without a prediction, for want of training recordings.
+    """
+
+    key: ModelKey
+    outcome: str
+    num_unpredicted: int
+
+
+def plan_jobs(features: FeatureSet, run: Path, config: HeadsConfig) -> list[HeadJob]:
+    """Return the jobs of every (view, modality), task and learner; the slowest come first.
+
+    Raises:
+        InputError: the data set has no folds, or nothing to learn from.
+    """
+    manifest = features.manifest
+    plan = FoldPlan.of(manifest, features.seen, config)
+    tasks = [task for task in config.tasks if task != "scene" or len(manifest.scenes) > 1]
+    jobs = []
+    for learner in sorted(config.learners):  # gbm before linear
+        for task in sorted(tasks, key=("action", "activity", "scene").index):
+            for view, modality in features.groups:
+                key = ModelKey(view, modality, f"{task}-{learner}")
+                fingerprint = sha256_text(canonical_json(_identity(features, key, plan, config)))
+                jobs.append(HeadJob(key, run / "heads" / _folder_name(view, modality), fingerprint))
+    return jobs
+
+
+def run_heads(
+    features: FeatureSet,
+    run: Path,
+    *,
+    config: HeadsConfig,
+    jobs: int = 1,
+    report: Callable[[HeadResult], None] = lambda result: None,
+) -> tuple[list[HeadResult], bool]:
+    """Fit what is not there yet, and write `oof.parquet` and `heads.json`.
+
+    Args:
+        jobs: processes; each uses one thread, so that the numbers do not depend on how many there are.
+        report: called after every head.
+
+    Returns:
+        (one result per head, in sorted order; whether the run's files were written anew).
+    """
+    planned = plan_jobs(features, run, config)
+    found = {job.key: _cached(job) for job in planned}
+    results = [result for result in found.values() if result is not None]
+    for result in results:
+        report(result)
+    todo = [job for job in planned if found[job.key] is None]
+    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=2 * jobs)
+    for result in parallel(joblib.delayed(fit_job)(job, features, config) for job in todo):
+        results.append(result)
+        report(result)
+    results.sort(key=lambda result: result.key)
+    return results, _write_run(run, planned, results, features=features, config=config)
+
+
+def fit_job(job: HeadJob, features: FeatureSet, config: HeadsConfig) -> HeadResult:
+    """Cross-fit one head and write its files; the card comes last."""
+    key = job.key
+    with threadpool_limits(limits=1):
+        group = read_group(features, key.view, key.modality)
+        if key.task != "scene":
+            group = group.subset(group.aligned)
+        targets = task_targets(key.task, features.manifest, group, features.segment_s)
+        plan = FoldPlan.of(features.manifest, features.seen, config)
+        fitted = cross_fit(key, group, targets, plan=plan, config=config)
+    card: dict[str, Any] = {"format_version": FORMAT_VERSION, "files": {}}
+    if fitted.head is not None:
+        card = fitted.head.save(job.folder)
+        table_file = _table_path(job)
+        _write_table(table_file, fitted.table)
+        card["files"][table_file.name] = sha256_file(table_file)
+    card |= {"fingerprint": job.fingerprint, "num_unpredicted": fitted.num_unpredicted}
+    write_json(card_path(job.folder, key), card)
+    return HeadResult(key, "skipped" if fitted.head is None else "fitted", fitted.num_unpredicted)
+
+
+def _cached(job: HeadJob) -> HeadResult | None:
+    """Return the result of a head that is there, whole and of this fingerprint."""
+    try:
+        card = read_card(card_path(job.folder, job.key))
+    except ModelError:
+        return None
+    files: Mapping[str, str] = card.get("files", {})
+    whole = all((job.folder / name).is_file() and sha256_file(job.folder / name) == h for name, h in files.items())
+    if card.get("fingerprint") != job.fingerprint or not whole:
+        return None
+    return HeadResult(job.key, "cached" if files else "skipped", int(card["num_unpredicted"]))
+
+
+def _write_run(
+    run: Path, planned: Iterable[HeadJob], results: list[HeadResult], *, features: FeatureSet, config: HeadsConfig
+) -> bool:
+    """Write the run's table and its sidecar unless they are there already; return whether they were written."""
+    present = {result.key for result in results if result.outcome != "skipped"}
+    used = sorted((job for job in planned if job.key in present), key=lambda job: job.key)
+    if not used:
+        raise InputError(f"{features.manifest.name}: no (view, modality) has features of a recording to learn from")
+    sidecar, table_file = run / "heads.json", run / "oof.parquet"
+    content = _sidecar(used, features, config)
+    if table_file.is_file() and _same(sidecar, content, sha256_file(table_file)):
+        return False
+    sidecar.unlink(missing_ok=True)  # a new table never lies beside the description of an old one
+    _write_table(table_file, pl.concat([pl.read_parquet(_table_path(job)) for job in used]))
+    write_json(sidecar, {**content, "oof_sha256": sha256_file(table_file)})
+    return True
+
+
+def _sidecar(used: list[HeadJob], features: FeatureSet, config: HeadsConfig) -> dict[str, Any]:
+    manifest, extraction = features.manifest, features.extraction
+    content = {
+        "format_version": 1,
+        "dataset": manifest.name,
+        "segment_s": features.segment_s,
+        "seen": sorted(features.seen),
+        "extraction": extraction.name,
+        "actions": list(manifest.actions),
+        "scenes": list(manifest.scenes),
+        "config": to_dict(config),
+        "models": [
+            {
+                "view": job.key.view,
+                "modality": job.key.modality,
+                "head": job.key.head,
+                "card": f"heads/{job.folder.name}/{job.key.head}.json",
+                "fingerprint": job.fingerprint,
+            }
+            for job in used
+        ],
+    }
+    return {**content, "fingerprint": sha256_text(canonical_json(content))}
+
+
+def _same(sidecar: Path, content: Mapping[str, Any], oof_sha256: str) -> bool:
+    try:
+        found = read_json(sidecar)
+    except TalstackError:
+        return False
+    wanted = {"fingerprint": content["fingerprint"], "oof_sha256": oof_sha256}
+    return isinstance(found, dict) and all(found.get(name) == value for name, value in wanted.items())
+
+
+def _identity(features: FeatureSet, key: ModelKey, plan: FoldPlan, config: HeadsConfig) -> dict[str, Any]:
+    """Return everything that the predictions of a head depend on; labels of the recordings it learns from alone."""
+    manifest = features.manifest
+    recordings = sorted(manifest.recordings["recording"])
+    learn = pl.col("recording").is_in(sorted(plan.learn))
+    labels: dict[str, Any] = {"classes": list(manifest.scenes if key.task == "scene" else manifest.actions)}
+    if key.task == "scene":
+        scenes = manifest.recordings.filter(learn).select("recording", "scene").sort("recording")
+        labels["scenes"] = [list(row) for row in scenes.iter_rows()]
+    else:
+        columns = ["recording", "start_s", "end_s", "label"]
+        labels["instances"] = [
+            list(row) for row in manifest.instances.filter(learn).select(columns).sort(columns).iter_rows()
+        ]
+    prefix = f"{key.learner}_"
+    settings = {
+        name: value
+        for name, value in to_dict(config).items()
+        if name in _SHARED_SETTINGS or name.startswith(prefix) or (name == "context" and key.task != "scene")
+    }
+    return {
+        "format_version": FORMAT_VERSION,
+        "library": lightgbm.__version__ if key.learner == "gbm" else scipy.__version__,
+        "model": str(key),
+        "settings": settings,
+        "shards": features.fingerprints(key.view, key.modality, recordings),
+        "recordings": recordings,
+        "folds": dict(plan.folds),
+        "learn": sorted(plan.learn),
+        "labels": labels,
+    }
+
+
+def _write_table(path: Path, table: pl.DataFrame) -> None:
+    with atomic_path(path) as temporary:
+        table.select(SCHEMA.keys()).write_parquet(temporary)
+
+
+def _table_path(job: HeadJob) -> Path:
+    return job.folder / f"{job.key.head}.oof.parquet"
+
+
+def _folder_name(view: str, modality: str) -> str:
+    """Return <view>-<modality> as a file name; two groups never share one."""
+    return f"{quote(view, safe=' ').replace('-', '%2D')}-{quote(modality, safe=' ')}"

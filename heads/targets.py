@@ -1,0 +1,77 @@
+"""What a task's heads predict, and classes that the training rows cannot teach.
+
+A task has the same classes in every fold. A class that is constant on the training rows, such as one that no training
+recording has, is not learned: it gets a small constant probability.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from talstack.heads.features import GroupFeatures
+from talstack.heads.solver import Link
+from talstack.io.manifest import Manifest
+from talstack.io.predictions import ACTIVITY
+from talstack.io.targets import scene_targets, segment_targets
+
+Task = Literal["activity", "action", "scene"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TaskTargets:
+    """The labels of one task over a group.
+
+    Attributes:
+        classes: names of the columns.
+        link: softmax where exactly one class holds, sigmoid where any number may.
+        values: (N, C) bool by segment, or (R, C) by recording for scenes.
+        known: (N,) or (R,) bool; a recording without a scene has no label.
+    """
+
+    classes: tuple[str, ...]
+    link: Link
+    values: np.ndarray
+    known: np.ndarray
+
+
+def task_targets(task: str, manifest: Manifest, group: GroupFeatures, segment_s: float) -> TaskTargets:
+    """Return the task's labels; for activity and action the group's rows must be those of the segment grid."""
+    if task == "scene":
+        scenes = scene_targets(manifest, list(group.recordings))
+        values = np.asarray(scenes[:, None] == np.arange(len(manifest.scenes)))
+        return TaskTargets(manifest.scenes, "softmax", values, scenes >= 0)
+    actions = segment_targets(manifest, group.index, segment_s)
+    known = np.ones(len(actions), dtype=bool)
+    if task == "action":
+        return TaskTargets(manifest.actions, "sigmoid", actions, known)
+    return TaskTargets((ACTIVITY,), "sigmoid", actions.any(axis=1, keepdims=True), known)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassColumns:
+    """Which classes can be learned from some training rows.
+
+    Attributes:
+        learned: (C,) bool, classes that are neither absent from nor throughout the training rows.
+        constant: (C,) float64, the probability given to each of the others.
+    """
+
+    learned: np.ndarray
+    constant: np.ndarray
+
+    @classmethod
+    def of(cls, targets: np.ndarray) -> "ClassColumns":
+        """Return the columns of (N, C) bool training targets."""
+        count = targets.sum(axis=0)
+        # half a pseudo-count: rarer than anything that was seen, yet not impossible
+        return cls((count > 0) & (count < len(targets)), (count + 0.5) / (len(targets) + 1.0))
+
+    def expand(self, probs: np.ndarray, link: Link) -> np.ndarray:
+        """Return all columns, (N, C) float32, of the (N, learned) probabilities; under softmax they sum to one."""
+        out = np.empty((len(probs), len(self.learned)), dtype=np.float32)
+        out[:, ~self.learned] = self.constant[~self.learned]
+        out[:, self.learned] = probs
+        if link == "softmax":
+            out /= out.sum(axis=1, keepdims=True)
+        return out
