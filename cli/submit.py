@@ -177,12 +177,13 @@ def print_table(result: "EnsembleResult") -> None:
         click.echo(f"split {record['split']}: {len(record['recordings'])} recordings, no annotations to score against")
         return
     console = Console()
+    console.width = max(console.width, 100)  # model names must not be cut, in a log file least of all
     if "detections" in metrics:
         scores = metrics["detections"]
         single = dict(sorted(scores["single"].items(), key=lambda item: item[1]["average_map"]))
         thresholds = list(scores["stack"]["map"])
-        title = f"mAP in percent, {metrics['num_recordings']} recordings of split {metrics['split']}"
-        table = Table("system", *(f"tIoU {t}" for t in thresholds), "average", "0.5:0.95", title=title)
+        title = f"mAP in percent by tIoU, {metrics['num_recordings']} recordings of split {metrics['split']}"
+        table = Table(*("system", *thresholds, "average", "0.5:0.95"), title=title)
         best = list(single)[-1]
         for name, row in {**single, **{n: scores[n] for n in ("mean", "weighted", "stack")}}.items():
             values = [*row["map"].values(), row["average_map"], row["average_map_0.50_0.95"]]

@@ -7,7 +7,8 @@ stacker on mhad.) Proposals are the runs of the activity curve ("any action"), e
 classes, and the runs of each class's own curve, which alone can tell overlapping actions apart. A proposal's
 score is its mean class probability times the contrast of its curve: mean inside minus mean in a margin on either
 side. Ranking by contrast keeps a short run on top of a peak from outranking the full extent of the action (32
-against 67 mAP in the peer's measurement on mhad).
+against 67 mAP in the peer's measurement on mhad). Means are taken over the interpolated curve too, or runs that end
+at segment bounds would be preferred (45 against 52 mAP at tIoU 0.95 for the stacker on mhad).
 """
 
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 from scipy.ndimage import gaussian_filter1d
+from scipy.special import expit
 
 from talstack.ensemble.design import logits
 from talstack.ensemble.nms import Method, suppress, top_k
@@ -24,6 +26,7 @@ from talstack.io.grid import SegmentGrid
 from talstack.io.manifest import Manifest
 from talstack.io.predictions import SegmentIndex
 
+FINE = 8  # points per segment at which curves are integrated: contrast must see where in a segment a run ends
 Proposals = Literal["activity", "class", "both"]
 
 
@@ -166,31 +169,33 @@ class Decoder:
 
 
 class CurveMeans:
-    """Means of curves over intervals, by their running integral; a curve is constant within a segment here."""
+    """Means of curves over intervals, by the running integral of the curves read at `FINE` points per segment."""
 
     def __init__(self, values: np.ndarray, grid: SegmentGrid) -> None:
         self.grid = grid
-        self._values = values
-        self._integral = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0)])
+        self._step_s = grid.segment_s / FINE
+        self._values = _fine_curves(values)
+        start = np.zeros((1, values.shape[1]))
+        self._integral = np.concatenate([start, np.cumsum(self._values, axis=0)]) * self._step_s
 
     def integral(self, times_s: np.ndarray, column: np.ndarray | slice) -> np.ndarray:
-        """Return the integral from 0 to each time in units of segments; beyond the last segment it stays flat.
+        """Return the integral from 0 to each time, seconds; beyond the last segment it stays as it is there.
 
         Args:
             column: one curve per time gives (n,); a slice of curves gives (n, k).
         """
-        position = np.clip(times_s / self.grid.segment_s, 0.0, len(self._values))
-        segment = np.minimum(position.astype(np.int64), len(self._values) - 1)
-        part = position - segment
+        position = np.clip(times_s / self._step_s, 0.0, len(self._values))
+        step = np.minimum(position.astype(np.int64), len(self._values) - 1)
+        part_s = (position - step) * self._step_s
         if isinstance(column, slice):
-            return self._integral[segment, column] + self._values[segment, column] * part[:, None]
-        return self._integral[segment, column] + self._values[segment, column] * part
+            part_s = part_s[:, None]
+        return self._integral[step, column] + self._values[step, column] * part_s
 
     def inside(self, intervals: np.ndarray, column: np.ndarray | slice) -> np.ndarray:
         """Return the mean over each interval, (n,) or (n, k)."""
-        low, high = np.clip(intervals / self.grid.segment_s, 0.0, len(self._values)).T
+        low, high = np.clip(intervals, 0.0, self._end_s).T
         length = np.maximum(high - low, 1e-9)
-        total = self.integral(intervals[:, 1], column) - self.integral(intervals[:, 0], column)
+        total = self.integral(high, column) - self.integral(low, column)
         return total / (length[:, None] if isinstance(column, slice) else length)
 
     def contrast(self, intervals: np.ndarray, column: np.ndarray, margin: float) -> np.ndarray:
@@ -199,15 +204,31 @@ class CurveMeans:
         A margin is `margin` times the interval's length, at least one segment, and ends at the recording's ends;
         an interval that fills the recording is contrasted with nothing.
         """
-        start, end = intervals.T
+        start, end = np.clip(intervals, 0.0, self._end_s).T
         width = np.maximum(margin * (end - start), self.grid.segment_s)
-        limit = len(self._values) * self.grid.segment_s
-        before, after = np.maximum(start - width, 0.0), np.minimum(end + width, limit)
+        before, after = np.maximum(start - width, 0.0), np.minimum(end + width, self._end_s)
         outer = self.integral(after, column) - self.integral(end, column)
         outer += self.integral(start, column) - self.integral(before, column)
-        length = (np.maximum(after - end, 0.0) + start - before) / self.grid.segment_s
-        outside = np.where(length > 0, outer / np.maximum(length, 1e-9), 0.0)
+        length = after - end + start - before
+        outside = np.where(length > 1e-9, outer / np.maximum(length, 1e-9), 0.0)
         return np.maximum(self.inside(intervals, column) - outside, 0.0)
+
+    @property
+    def _end_s(self) -> float:
+        return len(self._values) * self._step_s
+
+
+def _fine_curves(values: np.ndarray) -> np.ndarray:
+    """Return the (S, K) curves at the middles of `FINE` equal parts of every segment, (S * FINE, K).
+
+    The logit is linear between the centres and constant before the first and after the last.
+    """
+    position = np.clip((np.arange(len(values) * FINE) + 0.5) / FINE - 0.5, 0.0, len(values) - 1)
+    left = np.minimum(position.astype(np.int64), max(len(values) - 2, 0))
+    right = np.minimum(left + 1, len(values) - 1)
+    part = (position - left)[:, None]
+    at_centres = logits(values)
+    return expit((1.0 - part) * at_centres[left] + part * at_centres[right])
 
 
 def threshold_runs(

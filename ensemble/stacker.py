@@ -8,12 +8,12 @@ of actions better than either (34, 38 and 42 mAP at tIoU 0.95 on mhad for mean, 
 appear once as they are and once with random views hidden.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from talstack.ensemble.config import EnsembleConfig
@@ -155,7 +155,7 @@ class Stacker:
                 activity_weights=ClassWeights(arrays["activity.weights"], arrays["activity.bias"]),
                 penalty=Penalty(**card["penalty"]),
             )
-        except (KeyError, TypeError, OSError, ValueError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, OSError, SafetensorError) as error:
             raise ModelError(f"{folder}: not a stacker that talstack wrote: {error}") from error
 
     def _arrays(self) -> dict[str, np.ndarray]:

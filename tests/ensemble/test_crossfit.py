@@ -1,0 +1,125 @@
+"""Nothing is tuned or scored on what it was fitted on."""
+
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+
+from talstack.ensemble.config import EnsembleConfig
+from talstack.ensemble.crossfit import (
+    Training,
+    cross_fit_stacker,
+    cross_fit_weighted,
+    fit_stacker,
+    fit_weights,
+    learnable_folds,
+)
+from talstack.ensemble.evidence import Evidence
+from talstack.ensemble.weighted import combine
+from talstack.io.errors import LeakError
+from talstack.io.targets import scene_targets, segment_index, segment_targets
+
+CONFIG = EnsembleConfig(shared_l2=(1.0, 1000.0), class_l2=(10.0,), weighted_rounds=5)
+
+
+@pytest.fixture(scope="module")
+def training(world) -> Training:
+    manifest, table = world
+    folds = learnable_folds(table, seen=(), scored=())
+    index = segment_index(manifest, 1.0, list(folds))
+    return Training(
+        Evidence.of(table, index, actions=manifest.actions, scenes=manifest.scenes),
+        segment_targets(manifest, index, 1.0),
+        scene_targets(manifest, list(folds)),
+        np.array(list(folds.values())),
+    )
+
+
+def lies_about(training: Training, group: int) -> tuple[Training, np.ndarray]:
+    """Return the training with the targets of one group turned round, and which rows these are."""
+    rows = (training.groups == group)[training.evidence.segment_recordings()]
+    targets = training.targets.copy()
+    targets[rows] = ~targets[rows]
+    return replace(training, targets=targets), rows
+
+
+def test_held_out_predictions_never_saw_their_own_targets(training) -> None:
+    one_penalty = replace(CONFIG, shared_l2=(1.0,))
+    honest, _ = cross_fit_stacker(training, config=one_penalty)
+    false, rows = lies_about(training, 2)
+    told, _ = cross_fit_stacker(false, config=one_penalty)
+    np.testing.assert_array_equal(told.action[rows], honest.action[rows])
+    np.testing.assert_array_equal(told.activity[rows], honest.activity[rows])
+    assert np.abs(told.action[~rows] - honest.action[~rows]).max() > 0.01
+    # in-sample predictions do follow the false targets: this is what nesting is for
+    penalty = honest_penalty(training)
+    in_sample = [fit_stacker(t, penalty, config=CONFIG).predict(t.evidence).action[rows] for t in (training, false)]
+    assert np.abs(in_sample[0] - in_sample[1]).max() > 0.01
+
+
+def honest_penalty(training: Training):
+    return cross_fit_stacker(training, config=CONFIG)[1]
+
+
+def test_weights_are_held_out_too(training) -> None:
+    honest = cross_fit_weighted(training, config=CONFIG)
+    false, rows = lies_about(training, 1)
+    told = cross_fit_weighted(false, config=CONFIG)
+    np.testing.assert_array_equal(told.action[rows], honest.action[rows])
+    assert np.abs(told.action[~rows] - honest.action[~rows]).max() > 0.01
+    in_sample = [combine(t.evidence, fit_weights(t, config=CONFIG)).action[rows] for t in (training, false)]
+    assert np.abs(in_sample[0] - in_sample[1]).max() > 0.01
+
+
+def test_penalty_that_predicts_better_is_chosen(training) -> None:
+    assert honest_penalty(training).shared == 1.0
+
+
+def test_threads_change_nothing(training) -> None:
+    one, _ = cross_fit_stacker(training, config=CONFIG, jobs=1)
+    two, _ = cross_fit_stacker(training, config=CONFIG, jobs=2)
+    np.testing.assert_array_equal(one.action, two.action)
+
+
+def test_rows_come_back_in_the_order_of_the_recordings(training) -> None:
+    curves, penalty = cross_fit_stacker(training, config=replace(CONFIG, shared_l2=(1.0,)))
+    group = training.groups[-1]
+    fit, held_out = next(pair for pair in training.splits() if (pair[1].groups == group).all())
+    alone = fit_stacker(fit, penalty, config=CONFIG).predict(held_out.evidence)
+    last = training.evidence.index.recordings[-1]
+    mine, theirs = dict(curves.index.slices())[last], dict(alone.index.slices())[last]
+    np.testing.assert_allclose(curves.action[mine], alone.action[theirs], atol=1e-6)
+
+
+def test_seen_and_scored_recordings_are_not_learned_from(world) -> None:
+    manifest, table = world
+    everything = learnable_folds(table, seen=(), scored=())
+    assert sorted(everything) == manifest.recordings_of(["train", "val"])
+    assert everything == dict(manifest.folds.iter_rows())
+    left = learnable_folds(table, seen=["rec00", "rec01"], scored=["rec08", "rec12"])
+    assert set(everything) - set(left) == {"rec00", "rec01", "rec08"}
+
+
+def test_too_little_left_says_what_to_do(world) -> None:
+    manifest, table = world
+    seen = manifest.recordings_of(["train", "val"])[:-1]
+    with pytest.raises(LeakError, match="1 recordings to learn from.*9 were seen.*holdout_folds.*val split"):
+        learnable_folds(table, seen=seen, scored=())
+
+
+def test_recordings_of_one_fold_are_told_apart(world) -> None:
+    manifest, table = world
+    fold = dict(manifest.folds.iter_rows())
+    seen = [name for name in fold if fold[name] != 0]
+    left = learnable_folds(table, seen=seen, scored=())
+    assert set(left) == {name for name in fold if fold[name] == 0}
+    assert len(set(left.values())) >= 2
+
+
+def test_recordings_without_fold_are_test_recordings(world) -> None:
+    _, table = world
+    assert table.filter(pl.col("fold").is_null())["recording"].unique().sort().to_list() == [
+        "rec10", "rec11", "rec12", "rec13",
+    ]  # fmt: skip
+    assert not {"rec10", "rec11"} & set(learnable_folds(table, seen=(), scored=()))

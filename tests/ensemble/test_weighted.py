@@ -1,0 +1,84 @@
+"""The plain mean and the weighted ensemble."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+
+from talstack.ensemble.evidence import Evidence
+from talstack.ensemble.weighted import combine, greedy_weights, mean_of, negative_log_loss, segment_ap
+from talstack.io.errors import InputError
+from talstack.io.predictions import ModelKey, SegmentIndex
+
+
+def evidence_of(action: np.ndarray) -> Evidence:
+    num_models, num_rows, num_classes = action.shape
+    return Evidence(
+        index=SegmentIndex(("r",), (num_rows,)),
+        models=tuple(ModelKey(f"v{i}", "rgb", "action-linear") for i in range(num_models)),
+        actions=tuple(f"a{i}" for i in range(num_classes)),
+        scenes=(),
+        action_probs=action.astype(np.float32),
+        activity_probs=action.max(axis=2).astype(np.float32),
+        scene_probs=np.zeros((1, 0), dtype=np.float32),
+    )
+
+
+@pytest.fixture
+def mixed() -> tuple[np.ndarray, np.ndarray]:
+    """Return (M, N, C) probabilities of two models that complete each other and of one that guesses; targets."""
+    rng = np.random.default_rng(0)
+    targets = rng.random((600, 3)) < 0.2
+    noise = rng.normal(0, 1, (3, 600, 3))
+    signal = np.stack([1.5 * targets, 1.5 * targets, 0 * targets])
+    return 1 / (1 + np.exp(-(signal + noise - 1))), targets
+
+
+@pytest.mark.parametrize("metric", ["ap", "log_loss"])
+def test_good_models_get_the_weight(mixed, metric) -> None:
+    probs, targets = mixed
+    weights = greedy_weights(evidence_of(probs), targets, rounds=20, metric=metric)
+    assert weights.sum() == pytest.approx(1.0)
+    assert (weights >= 0).all()
+    assert weights[2] < 0.2
+    assert min(weights[:2]) > 0.2
+
+
+def test_weights_beat_the_mean_and_every_model_on_what_they_were_found_on(mixed) -> None:
+    probs, targets = mixed
+    evidence = evidence_of(probs)
+    weights = greedy_weights(evidence, targets, rounds=20)
+    weighted = segment_ap(combine(evidence, weights).action, targets)
+    assert weighted > segment_ap(combine(evidence).action, targets)
+    assert weighted > max(segment_ap(p, targets) for p in probs)
+
+
+def test_missing_model_passes_its_weight_on() -> None:
+    probs = np.array([[0.2, np.nan, np.nan], [0.8, 0.4, np.nan], [np.nan, 0.6, np.nan]])
+    weights = np.array([0.75, 0.25, 0.0])
+    np.testing.assert_allclose(mean_of(probs, weights=weights), [0.35, 0.4, 0.0])
+    np.testing.assert_allclose(mean_of(probs), [0.5, 0.5, 0.0])
+    np.testing.assert_allclose(mean_of(probs, fallback=np.array([9.0, 9.0, 0.3])), [0.5, 0.5, 0.3])
+    # only models of weight 0 are present: they count equally
+    np.testing.assert_allclose(mean_of(probs, weights=np.array([1.0, 0.0, 0.0])), [0.2, 0.5, 0.0])
+
+
+def test_segment_ap_is_the_mean_average_precision(mixed) -> None:
+    probs, targets = mixed
+    expected = np.mean([average_precision_score(targets[:, c], probs[0, :, c]) for c in range(3)])
+    assert segment_ap(probs[0], targets) == pytest.approx(expected, abs=1e-5)
+    targets[:, 1] = False
+    expected = np.mean([average_precision_score(targets[:, c], probs[0, :, c]) for c in (0, 2)])
+    assert segment_ap(probs[0], targets) == pytest.approx(expected, abs=1e-5)
+    assert segment_ap(probs[0], np.zeros_like(targets)) == 0.0
+
+
+def test_log_loss_prefers_the_truth() -> None:
+    targets = np.array([[True, False]])
+    assert negative_log_loss(np.array([[0.9, 0.1]]), targets) == pytest.approx(2 * np.log(0.9))
+    assert negative_log_loss(np.array([[0.0, 0.0]]), targets) == pytest.approx(np.log(1e-4))
+
+
+def test_no_round_is_refused(mixed) -> None:
+    probs, targets = mixed
+    with pytest.raises(InputError, match="at least 1, got 0"):
+        greedy_weights(evidence_of(probs), targets, rounds=0)
