@@ -50,7 +50,7 @@ class GbmHead:
         num_rounds = config.gbm_rounds
         if config.gbm_early_stopping and learned.shape[1]:
             held_out = inner_folds(groups, config.inner_folds, config.seed) == 0
-            num_rounds = _choose_rounds(rows, learned, held_out, config) if held_out.any() else num_rounds
+            num_rounds = num_rounds if held_out.all() else _choose_rounds(rows, learned, held_out, config)
         boosters = tuple(_train(rows, learned, num_rounds, config))
         return cls(link, columns, boosters, np.log(_class_ratio(learned, config)), num_rounds)
 

@@ -10,11 +10,12 @@ from scipy.special import expit, softmax
 
 from talstack.heads.arrays import read_arrays, write_arrays
 from talstack.heads.config import HeadsConfig
-from talstack.heads.solver import Link, Weights, logistic_path
+from talstack.heads.solver import TOLERANCE, Axes, Link, Weights, logistic_path
 from talstack.heads.targets import ClassColumns
 
 CLASS_WEIGHT_POWER = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}
-_FEWEST_INNER_RECORDINGS = 4  # with fewer, inner folds say nothing: the middle penalty is taken
+_FEWEST_RECORDINGS = 4  # with fewer, inner folds say nothing: the middle penalty is taken
+_AXIS_FLOOR = 1e-3  # axes with less energy than this share of the smallest penalty move a logit by about as little
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,12 +46,10 @@ class LinearHead:
             groups: (N,) int, the recording of each row: inner folds never split one.
         """
         columns = ClassColumns.of(targets)
-        learned = targets[:, columns.learned]
-        l2s = sorted(config.linear_l2, reverse=True)
-        l2 = l2s[0] if len(l2s) == 1 else _choose_l2(rows, learned, l2s, groups=groups, link=link, config=config)
-        # the path down to the chosen penalty ends at the same optimum, sooner
-        *_, solution = _solve(rows, learned, [value for value in l2s if value >= l2], link, config)
-        return cls(link, columns, solution, l2)
+        problem = _Problem.of(rows, targets[:, columns.learned], link, config)
+        l2, start = problem.choose_l2(inner_folds(groups, config.inner_folds, config.seed), sorted(config.linear_l2))
+        (found,) = problem.solve(slice(None), [l2], start=start)
+        return cls(link, columns, Weights(problem.vectors @ found.weights, found.bias - problem.shift), l2)
 
     def predict_proba(self, rows: np.ndarray) -> np.ndarray:
         """Return (N, C) float32 probabilities."""
@@ -84,54 +83,105 @@ class LinearHead:
 
 
 def inner_folds(groups: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
-    """Return an inner fold for every row, (N,) int64; rows of one recording share it."""
+    """Return an inner fold for every row, (N,) int64; rows of one recording share it. All 0 for few recordings."""
     names, codes = np.unique(groups, return_inverse=True)
+    if len(names) < _FEWEST_RECORDINGS:
+        return np.zeros(len(groups), dtype=np.int64)
     order = np.random.default_rng(seed).permutation(len(names))
     fold_of_name = np.empty(len(names), dtype=np.int64)
     fold_of_name[order] = np.arange(len(names)) % num_folds
     return fold_of_name[codes]
 
 
-def _choose_l2(
-    rows: np.ndarray, targets: np.ndarray, l2s: Sequence[float], *, groups: np.ndarray, link: Link, config: HeadsConfig
-) -> float:
-    """Return the penalty with the least log-loss on held-out inner folds."""
-    if len(np.unique(groups)) < _FEWEST_INNER_RECORDINGS or not targets.shape[1]:
-        return l2s[len(l2s) // 2]
-    folds = inner_folds(groups, config.inner_folds, config.seed)
-    losses = np.zeros(len(l2s))
-    for fold in range(config.inner_folds):
-        held_out = folds == fold
-        columns = ClassColumns.of(targets[~held_out])
-        solutions = _solve(rows[~held_out], targets[~held_out][:, columns.learned], l2s, link, config)
-        for i, solution in enumerate(solutions):
-            probs = columns.expand(_probs(solution.logits(rows[held_out]), link), link)
-            losses[i] += _log_loss(probs, targets[held_out], link)
-    return l2s[int(losses.argmin())]
+@dataclass(frozen=True, slots=True, eq=False)
+class _Problem:
+    """Training rows along their principal axes, with targets and weights.
+
+    Attributes:
+        rows: (N, K) float32.
+        vectors: (D, K), the axes.
+        targets: (N, C) bool; no column is constant.
+        row_weights: (N, C), or None where every row counts the same.
+        shift: (C,) what weighting adds to the logits, to be taken off again, so that probabilities stay honest.
+    """
+
+    rows: np.ndarray
+    vectors: np.ndarray
+    targets: np.ndarray
+    link: Link
+    row_weights: np.ndarray | None
+    shift: np.ndarray
+
+    @classmethod
+    def of(cls, rows: np.ndarray, targets: np.ndarray, link: Link, config: HeadsConfig) -> "_Problem":
+        axes = Axes.of(rows, floor=_AXIS_FLOOR * min(config.linear_l2))
+        weights, shift = _class_weights(targets, link, CLASS_WEIGHT_POWER[config.class_weight])
+        return cls(rows @ axes.vectors, axes.vectors, targets, link, weights, shift)
+
+    def solve(
+        self,
+        part: np.ndarray | slice,
+        l2s: Sequence[float],
+        *,
+        start: Weights | None = None,
+        tolerance: float = TOLERANCE,
+    ) -> list[Weights]:
+        """Return a solution per penalty on some of the rows; a class that is constant there keeps zero weights."""
+        targets = self.targets[part]
+        learned = np.flatnonzero(ClassColumns.of(targets).learned)
+        weights = None if self.row_weights is None else self.row_weights[part][:, learned]
+        size = (self.rows.shape[1], self.targets.shape[1])
+        solutions = [Weights(np.zeros(size, np.float32), np.zeros(size[1], np.float32)) for _ in l2s]
+        if not len(learned):
+            return solutions
+        path = logistic_path(
+            self.rows[part], targets[:, learned], l2s, link=self.link, row_weights=weights,
+            start=None if start is None else Weights(start.weights[:, learned], start.bias[learned]),
+            tolerance=tolerance,
+        )  # fmt: skip
+        for solution, found in zip(solutions, path, strict=True):
+            solution.weights[:, learned], solution.bias[learned] = found.weights, found.bias
+        return solutions
+
+    def choose_l2(self, folds: np.ndarray, l2s: Sequence[float]) -> tuple[float, Weights | None]:
+        """Return the penalty with the least log-loss on held-out inner folds, and a guess at its solution.
+
+        Args:
+            folds: (N,) int, inner fold of each row.
+            l2s: ascending.
+        """
+        if len(l2s) == 1 or folds.max() == 0:  # nothing to choose, or nothing to choose on
+            return l2s[len(l2s) // 2], None
+        losses = np.zeros(len(l2s))
+        weights = np.zeros((len(l2s), self.rows.shape[1], self.targets.shape[1]), np.float32)
+        bias = np.zeros((len(l2s), self.targets.shape[1]), np.float32)
+        for fold in range(folds.max() + 1):
+            held_out = folds == fold
+            columns = ClassColumns.of(self.targets[~held_out])
+            # the curve needs no full convergence: at three times the tolerance the same penalty wins
+            solutions = self.solve(~held_out, l2s[::-1], tolerance=3 * TOLERANCE)[::-1]
+            for i, found in enumerate(solutions):
+                logits = (found.logits(self.rows[held_out]) - self.shift)[:, columns.learned]
+                probs = columns.expand(_probs(logits, self.link), self.link)
+                losses[i] += _log_loss(probs, self.targets[held_out], self.link)
+                weights[i] += found.weights
+                bias[i] += found.bias
+        best, number = int(losses.argmin()), folds.max() + 1
+        return l2s[best], Weights(weights[best] / number, bias[best] / number)
 
 
-def _solve(
-    rows: np.ndarray, targets: np.ndarray, l2s: Sequence[float], link: Link, config: HeadsConfig
-) -> list[Weights]:
-    """Return a solution per penalty; class weights are undone in the bias, so that probabilities stay honest."""
-    if not targets.shape[1]:
-        return [Weights(np.zeros((rows.shape[1], 0), np.float32), np.zeros(0, np.float32))] * len(l2s)
+def _class_weights(targets: np.ndarray, link: Link, power: float) -> tuple[np.ndarray | None, np.ndarray]:
+    """Return the weight of every row and class, (N, C), and what this adds to each class's logit, (C,)."""
     rate = targets.mean(axis=0, dtype=np.float64)
-    power = CLASS_WEIGHT_POWER[config.class_weight]
     if not power:
-        return list(logistic_path(rows, targets, l2s, link=link))
+        return None, np.zeros(len(rate), np.float32)
     if link == "softmax":
-        ratio = (rate.max() / rate) ** power
+        ratio = (rate.max(initial=0.0) / rate) ** power
         weights = np.broadcast_to((targets * ratio).sum(axis=1, keepdims=True), targets.shape)
     else:
         ratio = ((1 - rate) / rate) ** power
         weights = np.where(targets, ratio, 1.0)
-    weights = (weights / weights.mean(axis=0)).astype(np.float32)
-    shift = np.log(ratio).astype(np.float32)
-    return [
-        Weights(found.weights, found.bias - shift)
-        for found in logistic_path(rows, targets, l2s, link=link, row_weights=weights)
-    ]
+    return (weights / weights.mean(axis=0)).astype(np.float32), np.log(ratio).astype(np.float32)
 
 
 def _probs(logits: np.ndarray, link: Link) -> np.ndarray:

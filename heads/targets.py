@@ -39,13 +39,13 @@ def task_targets(task: str, manifest: Manifest, group: GroupFeatures, segment_s:
     """Return the task's labels; for activity and action the group's rows must be those of the segment grid."""
     if task == "scene":
         scenes = scene_targets(manifest, list(group.recordings))
-        values = np.asarray(scenes[:, None] == np.arange(len(manifest.scenes)))
+        values = scenes[:, None] == np.arange(len(manifest.scenes))
         return TaskTargets(manifest.scenes, "softmax", values, scenes >= 0)
     actions = segment_targets(manifest, group.index, segment_s)
     known = np.ones(len(actions), dtype=bool)
     if task == "action":
         return TaskTargets(manifest.actions, "sigmoid", actions, known)
-    return TaskTargets((ACTIVITY,), "sigmoid", actions.any(axis=1, keepdims=True), known)
+    return TaskTargets((ACTIVITY,), "sigmoid", np.asarray(actions.any(axis=1, keepdims=True)), known)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
