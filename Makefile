@@ -50,8 +50,8 @@ demo: demo-data finetune extract heads submit ## sample data to scored submissio
 demo-data: runs/demo/data/dataset.toml ## the sample data set: rendered recordings, and their manifest in runs/demo/data
 
 runs/demo/data/dataset.toml: | install
-	$(TALSTACK) demo-data runs/demo/raw --jobs $(JOBS)
-	$(TALSTACK) import binego360 runs/demo/raw --out runs/demo/data --folds 4
+	$(TALSTACK) demo-data runs/demo/sample --jobs $(JOBS)
+	$(TALSTACK) import binego360 runs/demo/sample --out runs/demo/data --folds 4
 
 finetune: install ## stage one: train the backbone on DATA into BACKBONE
 	$(TALSTACK) finetune $(DATA) --out $(BACKBONE) --jobs $(JOBS) $(config_option)

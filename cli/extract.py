@@ -2,8 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from talstack.extract.plan import ExtractionPlan
+    from talstack.io.shard import ShardKey
 
 
 @click.command("extract")
@@ -58,7 +63,7 @@ def _parse_shard(text: str) -> tuple[int, int]:
     return int(part), int(parts)
 
 
-def _run(todo, plan, jobs: int) -> list[dict]:  # noqa: ANN001 - types of modules that are imported late
+def _run(todo: "list[ShardKey]", plan: "ExtractionPlan", jobs: int) -> list[dict[str, Any]]:
     """Run what is missing under a progress bar; cached shards never start a worker or import torch."""
     from dataclasses import asdict
 
@@ -78,7 +83,7 @@ def _run(todo, plan, jobs: int) -> list[dict]:  # noqa: ANN001 - types of module
     return [asdict(row) for row in sorted(rows, key=lambda row: (row.recording, row.view, row.modality))]
 
 
-def _print_table(rows: list[dict]) -> None:
+def _print_table(rows: list[dict[str, Any]]) -> None:
     from collections import Counter
 
     from rich.console import Console

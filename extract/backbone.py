@@ -90,8 +90,9 @@ def _build_resnet(arch: str, *, imagenet: bool) -> ResNet:
     try:
         return torchvision.models.get_model(arch, weights=weights)
     except OSError as error:  # URLError is one
+        file = "the file" if weights is None else weights.url.rsplit("/", 1)[-1]
         raise MissingInputError(
-            f"ImageNet weights of {arch} could not be loaded ({error}); put {weights.url.rsplit('/', 1)[-1]} into "
+            f"ImageNet weights of {arch} could not be loaded ({error}); put {file} into "
             f"{torch.hub.get_dir()}/checkpoints, or set finetune.imagenet = false"
         ) from error
 

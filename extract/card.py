@@ -48,7 +48,8 @@ class BackboneCard:
         if values.get("format_version") != FORMAT_VERSION:
             raise ModelError(f"{where}: card format {values.get('format_version')!r}, expected {FORMAT_VERSION}")
         try:
-            return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+            fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+            return cls(**fields)
         except TypeError as error:
             raise ModelError(f"{where}: not a talstack backbone card: {error}") from error
 

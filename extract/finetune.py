@@ -145,9 +145,8 @@ def train(
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = build_network(card, imagenet=config.imagenet, dropout=config.dropout).to(
-        device, memory_format=torch.channels_last
-    )
+    model = build_network(card, imagenet=config.imagenet, dropout=config.dropout)
+    model = model.to(device).to(memory_format=torch.channels_last)
     steps_per_epoch = max(1, len(data.actions) // config.batch_size)
     optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.lr)
     total = steps_per_epoch * config.epochs
@@ -167,7 +166,8 @@ def train(
         for batch in _batches(data, card, config, steps=steps_per_epoch, rng=rng):
             sums += _step(model, optimizer, batch=[t.to(device) for t in batch], config=config)
             schedule.step()
-        row = EpochRow(epoch + 1, *(sums / steps_per_epoch).tolist(), lr=schedule.get_last_lr()[0])
+        loss_action, loss_scene, accuracy = (sums / steps_per_epoch).tolist()
+        row = EpochRow(epoch + 1, loss_action, loss_scene, accuracy, float(schedule.get_last_lr()[0]))
         if not np.isfinite(row.action_loss):
             raise TalstackError(f"fine-tuning diverged in epoch {epoch + 1}: the loss is not finite; lower finetune.lr")
         report(row)
@@ -244,7 +244,8 @@ def _step(
         1, int(known.sum())
     )
     optimizer.zero_grad(set_to_none=True)
-    (loss_action + config.scene_weight * loss_scene).backward()
+    loss: torch.Tensor = loss_action + config.scene_weight * loss_scene
+    loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
     optimizer.step()
     best = out.logits.detach().argmax(dim=1, keepdim=True)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import joblib
 import numpy as np
@@ -39,7 +40,7 @@ class FrameCache:
 
     def frames(self, position: int) -> np.ndarray:
         """Return the (F, H, W, 3) uint8 frames of one training segment."""
-        return self.blocks[self.block[position]][self.row[position]]
+        return np.asarray(self.blocks[self.block[position]][self.row[position]])
 
 
 def build_frame_cache(
@@ -81,10 +82,10 @@ def _has_view(manifest: Manifest, recording: str, view: str) -> bool:
     return clips.filter((clips["recording"] == recording) & (clips["view"] == view)).height > 0
 
 
-def _decode_view(manifest: Manifest, pair: tuple[str, str], sampling: SamplingConfig, folder: Path) -> dict:
+def _decode_view(manifest: Manifest, pair: tuple[str, str], sampling: SamplingConfig, folder: Path) -> dict[str, Any]:
     """Decode one view into a file of its own; return its entry of the index."""
     recording, view = pair
-    entry = {"recording": recording, "view": view, "segments": [], "file": "", "skipped": ""}
+    entry: dict[str, Any] = {"recording": recording, "view": view, "segments": [], "file": "", "skipped": ""}
     num_frames = OVERSAMPLING * sampling.frames_per_segment
     try:
         layout = lay_out_view(manifest, recording, view, segment_s=sampling.segment_s)
@@ -104,13 +105,13 @@ def _decode_view(manifest: Manifest, pair: tuple[str, str], sampling: SamplingCo
     return entry | {"segments": segments, "file": name}
 
 
-def _check_any(index: list[dict]) -> None:
+def _check_any(index: list[dict[str, Any]]) -> None:
     if not any(entry["segments"] for entry in index):
         reasons = [entry["skipped"] for entry in index if entry["skipped"]]
-        raise MediaError(f"no training frames in {len(index)} views; the first reasons: {'; '.join(reasons[:3]) or 'none'}")
+        raise MediaError(f"no training frames in {len(index)} views; {'; '.join(reasons[:3]) or 'no segment is whole'}")
 
 
-def _open(index: list[dict], folder: Path) -> FrameCache:
+def _open(index: list[dict[str, Any]], folder: Path) -> FrameCache:
     used = [entry for entry in index if entry["segments"]]
     counts = [len(entry["segments"]) for entry in used]
     return FrameCache(

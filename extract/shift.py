@@ -35,4 +35,5 @@ class TemporalShift(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Shift (B * T, C, H, W), then apply the layer."""
-        return self.net(temporal_shift(x, self.num_frames, fold_div=self.fold_div))
+        out: torch.Tensor = self.net(temporal_shift(x, self.num_frames, fold_div=self.fold_div))
+        return out

@@ -13,7 +13,8 @@ def class_targets(actions: np.ndarray) -> np.ndarray:
     """
     background = ~actions.any(axis=1, keepdims=True)
     both = np.concatenate([background, actions], axis=1).astype(np.float32)
-    return both / both.sum(axis=1, keepdims=True)
+    shared: np.ndarray = both / both.sum(axis=1, keepdims=True)
+    return shared
 
 
 def action_loss(logits: torch.Tensor, targets: torch.Tensor, *, kind: str) -> torch.Tensor:
@@ -36,4 +37,4 @@ def sampling_weights(targets: np.ndarray) -> np.ndarray:
     present = targets > 0
     per_class = 1.0 / np.sqrt(np.maximum(present.sum(axis=0), 1))
     weights = (present * per_class).max(axis=1)
-    return weights / weights.sum()
+    return np.asarray(weights / weights.sum())
