@@ -18,6 +18,7 @@ from talstack.heads.targets import ClassColumns
 from talstack.io.errors import ModelError
 from talstack.io.files import sha256_text, write_text
 
+_FEWEST_COLUMNS = 10  # that a tree may use: a fifth of a dozen columns would be two
 _MAX_BIN = 63  # half the time of 255 bins for the same log-loss
 _SEPARATOR = "\n#next class\n"  # between the texts of the classes; no line of LightGBM's text begins with #
 
@@ -101,7 +102,7 @@ class GbmHead:
         return cls(link, columns, boosters, np.array(summary["prior_shift"]), int(summary["num_rounds"]))
 
 
-def _params(num_rows: int, config: HeadsConfig) -> dict[str, Any]:
+def _params(num_rows: int, num_columns: int, config: HeadsConfig) -> dict[str, Any]:
     """Return LightGBM's parameters; limits that would forbid any split of few rows (scenes) shrink with them."""
     return {
         "objective": "binary",
@@ -110,7 +111,7 @@ def _params(num_rows: int, config: HeadsConfig) -> dict[str, Any]:
         "min_data_in_leaf": max(1, min(config.gbm_min_leaf, num_rows // 8)),
         "min_sum_hessian_in_leaf": min(1.0, num_rows / 1000),
         "lambda_l2": min(config.gbm_l2, num_rows / 100),
-        "feature_fraction": config.gbm_columns,
+        "feature_fraction": min(1.0, max(config.gbm_columns, _FEWEST_COLUMNS / num_columns)),
         "bagging_fraction": config.gbm_rows,
         "bagging_freq": 1,
         "extra_trees": config.gbm_extra_trees,
@@ -132,7 +133,7 @@ def _class_ratio(targets: np.ndarray, config: HeadsConfig) -> np.ndarray:
 
 def _train(rows: np.ndarray, targets: np.ndarray, num_rounds: int, config: HeadsConfig) -> Iterator[lgb.Booster]:
     """Yield one booster per class; the rows are binned once. No class is constant."""
-    params = _params(len(rows), config)
+    params = _params(*rows.shape, config)
     data = _dataset(rows, params)
     for labels, ratio in zip(targets.T, _class_ratio(targets, config), strict=True):
         data.set_label(labels.astype(np.float32))
@@ -149,7 +150,7 @@ def _choose_rounds(rows: np.ndarray, targets: np.ndarray, held_out: np.ndarray, 
 
     One number for all classes: the curve of a class with three examples is noise.
     """
-    params = _params(int((~held_out).sum()), config) | {"metric": "binary_logloss"}
+    params = _params(int((~held_out).sum()), rows.shape[1], config) | {"metric": "binary_logloss"}
     train = _dataset(rows[~held_out], params)
     check = _dataset(rows[held_out], params, reference=train)
     losses = np.zeros(config.gbm_rounds)

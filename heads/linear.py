@@ -185,7 +185,9 @@ def _class_weights(targets: np.ndarray, link: Link, power: float) -> tuple[np.nd
 
 
 def _probs(logits: np.ndarray, link: Link) -> np.ndarray:
-    return np.asarray(expit(logits) if link == "sigmoid" else softmax(logits, axis=1))
+    if link == "sigmoid" or not logits.shape[1]:  # softmax over no class at all is an error in numpy
+        return np.asarray(expit(logits))
+    return np.asarray(softmax(logits, axis=1))
 
 
 def _log_loss(probs: np.ndarray, targets: np.ndarray, link: Link) -> float:

@@ -1,0 +1,53 @@
+"""Stored features laid end to end."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from talstack.heads.features import group_of, read_group
+from talstack.io.errors import InputError, StoreError
+from talstack.io.extraction import FeatureSet
+from talstack.io.shard import Shard, ShardKey
+
+MakeFeatures = Callable[..., FeatureSet]
+
+
+def test_a_group_holds_the_recordings_that_have_the_view(make_features: MakeFeatures) -> None:
+    features = make_features()
+    group = read_group(features, "ego", "rgb")
+    assert "r3" not in group.recordings and len(group.recordings) == 9
+    shard = features.read("r4", "ego", "rgb")
+    np.testing.assert_array_equal(group.features[group.rows_of(["r4"])], shard.features)
+    part = group.subset(np.array([name in ("r4", "r7") for name in group.recordings]))
+    assert part.recordings == ("r4", "r7")
+    np.testing.assert_array_equal(part.features[:40], shard.features)
+
+
+def test_rows_that_are_not_the_grid_are_refused(make_features: MakeFeatures) -> None:
+    def cut(key: ShardKey, shard: Shard) -> Shard:
+        return shard if key.recording != "r5" else Shard(shard.features[:-3], shard.valid[:-3], shard.times_s[:-3])
+
+    with pytest.raises(StoreError, match="r5 front/rgb: the shard has 37 rows, the recording 40"):
+        read_group(make_features(shape=cut), "front", "rgb")
+
+
+def test_features_of_different_width_are_refused(make_features: MakeFeatures) -> None:
+    def narrow(key: ShardKey, shard: Shard) -> Shard:
+        return shard if key.recording != "r5" else replace(shard, features=shard.features[:, :4])
+
+    with pytest.raises(InputError, match="r5 has .4, 0, 0. columns"):
+        read_group(make_features(shape=narrow), "front", "rgb")
+
+
+def test_logits_become_log_probabilities() -> None:
+    shard = Shard(
+        np.zeros((2, 3), np.float16),
+        np.ones(2, bool),
+        np.zeros(2),
+        logits=np.array([[0.0, 0.0], [1000.0, 0.0]], np.float32),
+    )
+    group = group_of({"a": shard})
+    np.testing.assert_allclose(np.exp(group.log_probs), [[0.5, 0.5], [1.0, 0.0]], atol=1e-6)
+    assert group.scene_log_probs.shape == (2, 0)

@@ -1,0 +1,148 @@
+"""A run's heads: every group and task, done once per fingerprint, whatever the number of processes."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from talstack.heads.config import HeadsConfig
+from talstack.heads.quality import quality_table
+from talstack.heads.run import run_heads
+from talstack.io.errors import InputError
+from talstack.io.extraction import FeatureSet
+from talstack.io.manifest import Manifest
+from talstack.io.predictions import ModelKey, models_of
+from talstack.io.shard import Shard, ShardKey
+
+MakeFeatures = Callable[..., FeatureSet]
+
+
+def outcomes(features: FeatureSet, run: Path, config: HeadsConfig) -> tuple[dict[str, str], bool]:
+    results, written = run_heads(features, run, config=config)
+    return {str(result.key): result.outcome for result in results}, written
+
+
+def test_a_run_holds_every_head_of_every_group(make_features: MakeFeatures, quick: HeadsConfig, tmp_path: Path) -> None:
+    features = make_features(seen=["r0", "r1"])
+    found, written = outcomes(features, tmp_path / "run", quick)
+    names = [f"{task}-{learner}" for task in ("action", "activity", "scene") for learner in ("gbm", "linear")]
+    assert list(found) == [f"{view}/rgb/{name}" for view in ("ego", "front") for name in names] and written
+    oof = pl.read_parquet(tmp_path / "run" / "oof.parquet")
+    assert [str(key) for key in models_of(oof)] == list(found)
+    assert not oof.filter((pl.col("recording") == "r3") & (pl.col("view") == "ego")).height, "r3 has no ego clip"
+    assert set(oof["recording"]) == {f"r{i}" for i in range(10)}, "seen recordings are in the table"
+    sidecar = json.loads((tmp_path / "run" / "heads.json").read_text())
+    assert sidecar["seen"] == ["r0", "r1"] and sidecar["segment_s"] == 0.5 and sidecar["extraction"] == "toy"
+    assert sidecar["actions"] == ["wave", "jump", "never"] and sidecar["scenes"] == ["kitchen", "yard"]
+    for model in sidecar["models"]:
+        assert (tmp_path / "run" / model["card"]).is_file()
+
+
+def test_a_second_run_does_nothing(make_features: MakeFeatures, quick: HeadsConfig, tmp_path: Path) -> None:
+    features = make_features()
+    outcomes(features, tmp_path, quick)
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    found, written = outcomes(features, tmp_path, quick)
+    assert set(found.values()) == {"cached"} and not written
+    assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def refitted(found: dict[str, str]) -> set[str]:
+    return {ModelKey(*name.split("/")).head for name, outcome in found.items() if outcome == "fitted"}
+
+
+def test_only_heads_whose_inputs_changed_are_fitted_again(
+    make_features: MakeFeatures, manifest: Manifest, relabel: Callable, quick: HeadsConfig, tmp_path: Path
+) -> None:
+    outcomes(make_features(), tmp_path, quick)
+    found, written = outcomes(make_features(), tmp_path, replace(quick, gbm_rounds=16))
+    assert refitted(found) == {"action-gbm", "activity-gbm", "scene-gbm"} and written
+    found, _ = outcomes(make_features(), tmp_path, replace(quick, gbm_rounds=16, context=(2,)))
+    assert refitted(found) == {"action-gbm", "activity-gbm", "action-linear", "activity-linear"}
+    config = replace(quick, gbm_rounds=16, context=(2,))
+    found, written = outcomes(make_features(relabel(manifest, ["r8"])), tmp_path, config)
+    assert not refitted(found) and not written, "labels of the test split are no input"
+    found, _ = outcomes(make_features(relabel(manifest, ["r1"])), tmp_path, config)
+    assert len(refitted(found)) == 6
+
+
+def test_damaged_and_missing_files_are_made_again(
+    make_features: MakeFeatures, quick: HeadsConfig, tmp_path: Path
+) -> None:
+    config = replace(quick, learners=("linear",))
+    outcomes(make_features(), tmp_path, config)
+    oof = (tmp_path / "oof.parquet").read_bytes()
+    part = tmp_path / "heads" / "front-rgb" / "action-linear.oof.parquet"
+    part.write_bytes(part.read_bytes()[:-10])
+    (tmp_path / "oof.parquet").write_bytes(oof[:100])
+    found, written = outcomes(make_features(), tmp_path, config)
+    assert [name for name, outcome in found.items() if outcome == "fitted"] == ["front/rgb/action-linear"] and written
+    assert (tmp_path / "oof.parquet").read_bytes() == oof
+    (tmp_path / "heads.json").unlink()
+    assert outcomes(make_features(), tmp_path, config)[1]
+
+
+def test_numbers_do_not_depend_on_the_number_of_processes(
+    make_features: MakeFeatures, quick: HeadsConfig, tmp_path: Path
+) -> None:
+    config = replace(quick, tasks=("action",), gbm_rounds=5)
+    for jobs in (1, 2):
+        run_heads(make_features(), tmp_path / str(jobs), config=config, jobs=jobs)
+    one, two = (pl.read_parquet(tmp_path / jobs / "oof.parquet") for jobs in ("1", "2"))
+    assert one.equals(two)
+
+
+def test_clips_at_an_unknown_time_teach_scenes_only(
+    make_features: MakeFeatures, quick: HeadsConfig, tmp_path: Path
+) -> None:
+    def shape(key: ShardKey, shard: Shard) -> Shard:
+        if key.view != "ego":
+            return shard
+        return Shard(shard.features[:7], shard.valid[:7], shard.times_s[:7], aligned=False)
+
+    found, _ = outcomes(make_features(shape=shape), tmp_path, replace(quick, learners=("linear",)))
+    assert found["ego/rgb/scene-linear"] == "fitted" and found["ego/rgb/action-linear"] == "skipped"
+    oof = pl.read_parquet(tmp_path / "oof.parquet")
+    assert set(oof.filter(pl.col("view") == "ego")["head"]) == {"scene-linear"}
+    again, written = outcomes(make_features(shape=shape), tmp_path, replace(quick, learners=("linear",)))
+    assert again["ego/rgb/action-linear"] == "skipped" and not written
+
+
+def test_one_scene_or_none_means_no_scene_head(
+    make_features: MakeFeatures, manifest: Manifest, quick: HeadsConfig, tmp_path: Path
+) -> None:
+    recordings = manifest.recordings.with_columns(pl.lit(None, dtype=pl.String).alias("scene"))
+    features = make_features(replace(manifest, recordings=recordings, scenes=()))
+    found, _ = outcomes(features, tmp_path, replace(quick, learners=("linear",)))
+    assert not any("scene" in name for name in found)
+
+
+def test_nothing_to_learn_from_is_an_error(make_features: MakeFeatures, quick: HeadsConfig, tmp_path: Path) -> None:
+    features = make_features(shape=lambda key, shard: shard if key.recording in ("r8", "r9") else None)
+    with pytest.raises(InputError, match="no .view, modality. has features of a recording to learn from"):
+        run_heads(features, tmp_path, config=quick)
+
+
+def test_quality_counts_unseen_out_of_fold_recordings(
+    make_features: MakeFeatures, quick: HeadsConfig, tmp_path: Path
+) -> None:
+    features = make_features(seen=["r0", "r1", "r2"])
+    run_heads(features, tmp_path, config=replace(quick, learners=("linear",)))
+    oof = pl.read_parquet(tmp_path / "oof.parquet")
+    quality = quality_table(oof, features)
+    by_name = {(row["view"], row["head"]): row for row in quality.iter_rows(named=True)}
+    assert by_name["front", "action-linear"]["num_recordings"] == 5
+    assert by_name["ego", "action-linear"]["num_recordings"] == 4
+    assert all(row["value"] > 0.7 for row in by_name.values())
+    spoiled = oof.with_columns(
+        pl.when(pl.col("recording").is_in(["r0", "r1", "r2", "r8", "r9"])).then(0.5).otherwise(pl.col("prob"))
+        .cast(pl.Float32).alias("prob")
+    )  # fmt: skip
+    assert quality_table(spoiled, features).equals(quality)
+    nothing = quality_table(oof, make_features(seen=[f"r{i}" for i in range(8)]))
+    assert nothing["value"].is_null().all() and (nothing["num_recordings"] == 0).all()
+    assert np.isfinite(quality["value"].to_numpy()).all()

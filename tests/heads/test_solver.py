@@ -1,0 +1,60 @@
+"""The logistic solver against scikit-learn."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from talstack.heads.solver import Axes, logistic_path
+
+
+@pytest.fixture
+def rows() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    mixed = rng.normal(size=(400, 10)) @ rng.normal(size=(10, 30)) + 0.1 * rng.normal(size=(400, 30))
+    return ((mixed - mixed.mean(axis=0)) / mixed.std(axis=0)).astype(np.float32)
+
+
+def test_one_vs_rest_equals_scikit_learn_class_by_class(rows: np.ndarray) -> None:
+    rng = np.random.default_rng(1)
+    targets = rows @ rng.normal(size=(30, 3)) + rng.normal(size=(400, 3)) > [0.0, 3.0, 8.0]
+    axes = Axes.of(rows, floor=0.0)
+    for l2, found in zip(
+        (0.1, 0.01),
+        logistic_path(rows @ axes.vectors, targets, (0.1, 0.01), link="sigmoid", tolerance=1e-6),
+        strict=True,
+    ):
+        for column in range(3):
+            model = LogisticRegression(C=1 / (l2 * 400), tol=1e-8, max_iter=5000).fit(rows, targets[:, column])
+            expected = model.decision_function(rows)
+            np.testing.assert_allclose(found.logits(rows @ axes.vectors)[:, column], expected, atol=0.01)
+
+
+def test_softmax_equals_scikit_learn(rows: np.ndarray) -> None:
+    rng = np.random.default_rng(2)
+    labels = (rows @ rng.normal(size=(30, 3))).argmax(axis=1)
+    axes = Axes.of(rows, floor=0.0)
+    (found,) = logistic_path(
+        rows @ axes.vectors, labels[:, None] == np.arange(3), [0.01], link="softmax", tolerance=1e-6
+    )
+    model = LogisticRegression(C=1 / (0.01 * 400), tol=1e-8, max_iter=5000).fit(rows, labels)
+    logits = found.logits(rows @ axes.vectors)
+    expected = model.decision_function(rows)
+    np.testing.assert_allclose(logits - logits[:, :1], expected - expected[:, :1], atol=0.02)
+
+
+def test_row_weights_count_like_repeated_rows(rows: np.ndarray) -> None:
+    targets = rows[:, :1] + 0.3 * rows[:, 5:6] > 0.2
+    twice = np.where(targets, 2.0, 1.0).astype(np.float32)
+    (weighted,) = logistic_path(rows, targets, [0.05], link="sigmoid", row_weights=twice / twice.mean(), tolerance=1e-6)
+    again = np.concatenate([rows, rows[targets[:, 0]]])
+    (repeated,) = logistic_path(
+        again, np.concatenate([targets, targets[targets[:, 0]]]), [0.05], link="sigmoid", tolerance=1e-6
+    )
+    np.testing.assert_allclose(weighted.logits(rows), repeated.logits(rows), atol=0.01)
+
+
+def test_axes_are_orthonormal_and_sorted(rows: np.ndarray) -> None:
+    axes = Axes.of(rows, floor=0.5)
+    kept = axes.vectors.shape[1]
+    assert 1 <= kept < 30 and (np.diff(axes.energies) <= 0).all() and axes.energies.min() > 0.5
+    np.testing.assert_allclose(axes.vectors.T @ axes.vectors, np.eye(kept), atol=1e-5)
