@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-
     from talstack.ensemble.run import EnsembleResult
     from talstack.io.manifest import Manifest
 

@@ -14,9 +14,11 @@ class EnsembleConfig:
     Where a setting lists several values, the one that scores best on unseen out-of-fold recordings is taken.
     """
 
-    neighbours: tuple[int, ...] = setting((2, 6), "reach of the stacker's neighbour windows, segments: 1..2 and 3..6")
-    shared_l2: tuple[float, ...] = setting((1.0, 30.0), "penalties on the weights that all classes share")
-    class_l2: tuple[float, ...] = setting((30.0, 300.0), "penalties on a class's deviation from the shared weights")
+    neighbours_s: tuple[float, ...] = setting(
+        (0.25, 0.75), "reach of the stacker's neighbour windows, seconds before and after: to 0.25, from there to 0.75"
+    )
+    shared_l2: tuple[float, ...] = setting((30.0, 3.0), "penalties on the weights that all classes share")
+    class_l2: tuple[float, ...] = setting((100.0, 30.0, 10.0), "penalties on a class's own part of the weights")
     view_dropout: float = setting(0.25, "chance that a view is hidden in the stacker's augmented training rows")
     scene_smoothing: float = setting(200.0, "segments of the overall action frequencies mixed into each scene's")
     max_rows: int = setting(20_000, "training segments of the stacker at most; a seeded sample of them beyond")
@@ -28,20 +30,24 @@ class EnsembleConfig:
     contrast_weight: tuple[float, ...] = setting(
         (1.0, 0.5, 2.0, 3.0), "exponent of the contrast in an interval's score"
     )
-    nms_sigma: tuple[float, ...] = setting((0.5, 0.2, 0.3, 0.8), "width of Gaussian Soft-NMS")
+    nms_sigma: tuple[float, ...] = setting((0.5, 0.1, 0.2, 0.3), "width of Gaussian Soft-NMS")
     nms: Literal["gaussian", "linear", "hard"] = setting("gaussian", "suppression within a class")
     nms_threshold: float = setting(0.5, "tIoU from which linear and hard suppression act")
     max_detections: int = setting(200, "intervals kept per recording")
     seed: int = setting(0, "seed of the view dropout and of row sampling")
 
     def __post_init__(self) -> None:
-        for name in ("neighbours", "shared_l2", "class_l2", "proposals", "smoothing_s", "margin", "contrast_weight"):
+        for name in ("neighbours_s", "shared_l2", "class_l2", "proposals", "smoothing_s", "margin", "contrast_weight"):
             if not getattr(self, name):
                 raise ConfigError(f"ensemble.{name}: expected at least one value, got none")
-        if list(self.neighbours) != sorted(set(self.neighbours)) or self.neighbours[0] < 1:
-            raise ConfigError(f"ensemble.neighbours: expected ascending counts from 1, got {self.neighbours}")
+        if list(self.neighbours_s) != sorted(set(self.neighbours_s)) or self.neighbours_s[0] <= 0:
+            raise ConfigError(f"ensemble.neighbours_s: expected ascending seconds > 0, got {self.neighbours_s}")
         if not 0.0 <= self.view_dropout < 1.0:
             raise ConfigError(f"ensemble.view_dropout: expected 0 <= chance < 1, got {self.view_dropout}")
         unknown = sorted(set(self.proposals) - {"both", "activity", "class"})
         if unknown:
             raise ConfigError(f"ensemble.proposals: expected both, activity or class, got {unknown[0]!r}")
+
+    def neighbours(self, segment_s: float) -> tuple[int, ...]:
+        """Return the reaches of the neighbour windows in segments, ascending, at least 1."""
+        return tuple(sorted({max(1, round(reach / segment_s)) for reach in self.neighbours_s}))

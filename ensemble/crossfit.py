@@ -32,18 +32,26 @@ class Training:
         targets: (N, C) bool, which actions each segment carries.
         scene_ids: (R,) int64, -1 where the scene is unknown.
         groups: (R,) int64; recordings of a group are held out together.
+        segment_s: length of a segment, seconds.
     """
 
     evidence: Evidence
     targets: np.ndarray
     scene_ids: np.ndarray
     groups: np.ndarray
+    segment_s: float
 
     def part(self, members: np.ndarray) -> "Training":
         """Return the recordings for which `members`, (R,) bool, is true."""
         names = [name for name, member in zip(self.evidence.index.recordings, members, strict=True) if member]
         rows = members[self.evidence.segment_recordings()]
-        return Training(self.evidence.subset(names), self.targets[rows], self.scene_ids[members], self.groups[members])
+        return Training(
+            self.evidence.subset(names),
+            self.targets[rows],
+            self.scene_ids[members],
+            self.groups[members],
+            self.segment_s,
+        )
 
     def splits(self) -> Iterator[tuple["Training", "Training"]]:
         """Yield (all other groups, this group), group by group."""
@@ -98,9 +106,7 @@ def cross_fit_stacker(training: Training, *, config: EnsembleConfig, jobs: int =
 
 def fit_stacker(training: Training, penalty: Penalty, *, config: EnsembleConfig) -> Stacker:
     """Return the stacker fitted on all of `training`."""
-    return fit_stackers(
-        training.evidence, training.targets, training.scene_ids, penalties=[penalty], config=config
-    )[0]  # fmt: skip
+    return _fit_path(training, [penalty], config)[0]
 
 
 def cross_fit_weighted(training: Training, *, config: EnsembleConfig, jobs: int = 1) -> Curves:
@@ -121,8 +127,14 @@ def fit_weights(training: Training, *, config: EnsembleConfig) -> np.ndarray:
 def _predict_held_out(
     fit: Training, held_out: Training, penalties: Sequence[Penalty], config: EnsembleConfig
 ) -> list[Curves]:
-    stackers = fit_stackers(fit.evidence, fit.targets, fit.scene_ids, penalties=penalties, config=config)
-    return [stacker.predict(held_out.evidence) for stacker in stackers]
+    return [stacker.predict(held_out.evidence) for stacker in _fit_path(fit, penalties, config)]
+
+
+def _fit_path(fit: Training, penalties: Sequence[Penalty], config: EnsembleConfig) -> list[Stacker]:
+    neighbours = config.neighbours(fit.segment_s)
+    return fit_stackers(
+        fit.evidence, fit.targets, fit.scene_ids, penalties=penalties, neighbours=neighbours, config=config
+    )
 
 
 def _weigh_held_out(fit: Training, held_out: Training, config: EnsembleConfig) -> Curves:

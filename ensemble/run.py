@@ -184,7 +184,7 @@ def _training(manifest: Manifest, heads: HeadsRun, folds: Mapping[str, int]) -> 
     evidence = _evidence(manifest, heads, list(folds))
     targets = segment_targets(manifest, evidence.index, heads.segment_s)
     groups = np.array(list(folds.values()), dtype=np.int64)
-    return Training(evidence, targets, scene_targets(manifest, list(folds)), groups)
+    return Training(evidence, targets, scene_targets(manifest, list(folds)), groups, heads.segment_s)
 
 
 def _evidence(manifest: Manifest, heads: HeadsRun, recordings: list[str]) -> Evidence:

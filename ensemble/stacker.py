@@ -185,6 +185,7 @@ def fit_stackers(
     scene_ids: np.ndarray,
     *,
     penalties: Sequence[Penalty],
+    neighbours: tuple[int, ...],
     config: EnsembleConfig,
 ) -> list[Stacker]:
     """Return one stacker per penalty, fitted on all segments of `evidence`.
@@ -192,6 +193,7 @@ def fit_stackers(
     Args:
         targets: (N, C) bool.
         scene_ids: (R,) int, -1 where the scene is unknown.
+        neighbours: ascending reaches of the windows, segments.
     """
     models = [key for key, present in zip(evidence.models, evidence.present, strict=True) if present.any()]
     evidence = evidence.with_models(models)
@@ -200,8 +202,8 @@ def fit_stackers(
     rng = np.random.default_rng(config.seed)
     rows = sampled_rows(len(targets), config.max_rows, rng)
     hidden = hidden_views(evidence.models, evidence.present[:, rows], chance=config.view_dropout, rng=rng)
-    action = _with_hidden(_features(evidence, config, action_features)[:, :, rows], hidden)
-    activity = _with_hidden(_features(evidence, config, activity_features)[:, :, rows], hidden)
+    action = _with_hidden(_features(evidence, neighbours, action_features)[:, :, rows], hidden)
+    activity = _with_hidden(_features(evidence, neighbours, activity_features)[:, :, rows], hidden)
     rows = np.tile(rows, action.shape[2] // len(rows))
     action_scaling, activity_scaling = Scaling.of(action), Scaling.of(activity)
     action_fits = fit_path(with_prior(action_scaling.apply(action), ratio[rows]), targets[rows].T, penalties)
@@ -212,7 +214,7 @@ def fit_stackers(
             models=evidence.models,
             actions=evidence.actions,
             scenes=evidence.scenes,
-            neighbours=config.neighbours,
+            neighbours=neighbours,
             prior=prior,
             action_scaling=action_scaling,
             activity_scaling=activity_scaling,
@@ -262,10 +264,10 @@ def _with_hidden(features: np.ndarray, hidden: np.ndarray) -> np.ndarray:
 
 
 def _features(
-    evidence: Evidence, config: EnsembleConfig, build: Callable[[np.ndarray, np.ndarray, Sequence[int]], np.ndarray]
+    evidence: Evidence, neighbours: Sequence[int], build: Callable[[np.ndarray, np.ndarray, Sequence[int]], np.ndarray]
 ) -> np.ndarray:
     parts = [
-        build(evidence.action_probs[:, rows], evidence.activity_probs[:, rows], config.neighbours)
+        build(evidence.action_probs[:, rows], evidence.activity_probs[:, rows], neighbours)
         for _, rows in evidence.index.slices()
     ]
     return np.concatenate(parts, axis=2)

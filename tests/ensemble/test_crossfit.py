@@ -33,6 +33,7 @@ def training(world) -> Training:
         segment_targets(manifest, index, 1.0),
         scene_targets(manifest, list(folds)),
         np.array(list(folds.values())),
+        1.0,
     )
 
 

@@ -28,6 +28,7 @@ def learn(world, splits=("train", "val")) -> Training:
         segment_targets(manifest, index, 1.0),
         scene_targets(manifest, names),
         np.arange(len(names)),
+        1.0,
     )
 
 

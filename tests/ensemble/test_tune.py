@@ -101,8 +101,8 @@ def test_bias_is_the_median_over_matched_instances() -> None:
     ("changes", "message"),
     [
         ({"margin": ()}, "ensemble.margin: expected at least one value"),
-        ({"neighbours": (4, 2)}, "ascending counts"),
-        ({"neighbours": (0,)}, "ascending counts"),
+        ({"neighbours_s": (1.5, 0.5)}, "ascending seconds"),
+        ({"neighbours_s": (0.0,)}, "ascending seconds"),
         ({"view_dropout": 1.0}, "0 <= chance < 1"),
         ({"proposals": ("runs",)}, "expected both, activity or class, got 'runs'"),
     ],
@@ -110,3 +110,10 @@ def test_bias_is_the_median_over_matched_instances() -> None:
 def test_settings_out_of_range_are_refused(changes, message) -> None:
     with pytest.raises(ConfigError, match=message):
         EnsembleConfig(**changes)
+
+
+def test_neighbour_windows_are_seconds() -> None:
+    config = EnsembleConfig(neighbours_s=(0.5, 1.5))
+    assert config.neighbours(0.25) == (2, 6)
+    assert config.neighbours(1.0) == (1, 2)
+    assert config.neighbours(5.0) == (1,)
