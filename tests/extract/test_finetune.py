@@ -1,0 +1,168 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from talstack.extract.backbone import normalise
+from talstack.extract.card import BackboneCard, load_card
+from talstack.extract.config import ExtractConfig, FinetuneConfig, SamplingConfig
+from talstack.extract.engine import run_items
+from talstack.extract.finetune import augment, finetune, training_recordings
+from talstack.extract.plan import plan_extraction
+from talstack.extract.targets import action_loss, class_targets, sampling_weights
+from talstack.extract.weights import WEIGHTS_FILE, build_network, load_backbone, save_backbone
+from talstack.io.errors import ConfigError, InputError, LeakError, MissingInputError, ModelError, TalstackError
+from talstack.io.extraction import FeatureSet
+from talstack.io.manifest import Manifest
+
+SAMPLING = SamplingConfig(segment_s=1.0, frames_per_segment=4, frame_size=32)
+CONFIG = FinetuneConfig(
+    arch="resnet18_narrow", imagenet=False, holdout_folds=1, epochs=2, batch_size=4, lr=1e-3, dropout=0.0
+)
+
+
+def test_training_keeps_the_held_out_folds_and_the_test_split_apart(toy_data: Path) -> None:
+    manifest = Manifest.load(toy_data)
+    held_out = manifest.folds.filter(pl.col("fold") == 0)["recording"].to_list()
+    chosen = training_recordings(manifest, CONFIG)
+    assert sorted(chosen + held_out) == ["r0", "r1", "r2"]
+    with pytest.raises(LeakError, match="the stacker needs some it has not seen"):
+        training_recordings(manifest, replace(CONFIG, holdout_folds=0))
+    with pytest.raises(InputError, match="no training recording left after holding out 3 folds"):
+        training_recordings(manifest, replace(CONFIG, holdout_folds=3))
+
+
+def test_a_val_split_lets_the_backbone_see_all_of_train(toy_data: Path) -> None:
+    manifest = Manifest.load(toy_data)
+    split = pl.when(pl.col("recording") == "r2").then(pl.lit("val")).otherwise("split").alias("split")
+    manifest = replace(manifest, recordings=manifest.recordings.with_columns(split))
+    assert training_recordings(manifest, replace(CONFIG, holdout_folds=0)) == ["r0", "r1"]
+
+
+def test_finetuned_backbone_feeds_the_extraction(toy_data: Path, tmp_path: Path) -> None:
+    manifest, rows = Manifest.load(toy_data), []
+    card = finetune(manifest, tmp_path / "bb", config=CONFIG, sampling=SAMPLING, report=rows.append)
+    assert [row.epoch for row in rows] == [1, 2]
+    assert sorted(card.seen) == training_recordings(manifest, CONFIG)
+    assert load_card(tmp_path / "bb") == card
+    config = ExtractConfig(modalities=("rgb",))
+    plan = plan_extraction(toy_data, tmp_path / "s", config=config, sampling=SAMPLING, backbone=tmp_path / "bb")
+    run_items(plan.items(plan.keys, 1), jobs=1)
+    plan.extraction.save(tmp_path / "s")
+    features = FeatureSet.open(manifest, tmp_path / "s")
+    assert features.seen == set(card.seen)
+    shard = features.read("r3", "front", "rgb")
+    assert shard.logits.shape == (4, 3)  # background and two actions
+    assert shard.scene_logits.shape == (4, 2)
+    with pytest.raises(ConfigError, match=r"frame_size is 64, but the backbone .* was trained with 32"):
+        other = replace(SAMPLING, frame_size=64)
+        plan_extraction(toy_data, tmp_path / "s", config=config, sampling=other, backbone=tmp_path / "bb")
+
+
+def test_an_equal_training_is_not_repeated_and_another_is(toy_data: Path, tmp_path: Path) -> None:
+    manifest = Manifest.load(toy_data)
+    first = finetune(manifest, tmp_path / "bb", config=CONFIG, sampling=SAMPLING)
+    again: list = []
+    assert finetune(manifest, tmp_path / "bb", config=CONFIG, sampling=SAMPLING, report=again.append) == first
+    assert again == []
+    moved = manifest.instances.with_columns(pl.col("end_s") + 0.25)
+    changed = finetune(replace(manifest, instances=moved), tmp_path / "bb", config=CONFIG, sampling=SAMPLING)
+    assert changed.training["fingerprint"] != first.training["fingerprint"]
+
+
+def test_the_same_seed_gives_the_same_weights(toy_data: Path, tmp_path: Path) -> None:
+    manifest = Manifest.load(toy_data)
+    cards = [finetune(manifest, tmp_path / name, config=CONFIG, sampling=SAMPLING) for name in ("a", "b")]
+    assert cards[0].weights_sha256 == cards[1].weights_sha256
+    other = finetune(manifest, tmp_path / "c", config=replace(CONFIG, seed=1), sampling=SAMPLING)
+    assert other.weights_sha256 != cards[0].weights_sha256
+
+
+def test_divergence_is_an_error_and_leaves_no_backbone(toy_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(TalstackError, match="the loss is not finite"):
+        finetune(Manifest.load(toy_data), tmp_path / "bb", config=replace(CONFIG, lr=1e30), sampling=SAMPLING)
+    with pytest.raises(MissingInputError, match="no backbone there"):
+        load_card(tmp_path / "bb")
+
+
+def test_targets_share_their_mass_and_background_is_explicit() -> None:
+    actions = np.array([[0, 0], [1, 0], [1, 1]], dtype=bool)
+    assert class_targets(actions).tolist() == [[1, 0, 0], [0, 1, 0], [0, 0.5, 0.5]]
+
+
+def test_losses_are_least_at_their_targets() -> None:
+    targets = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]])
+    right = torch.tensor([[9.0, -9.0, -9.0], [-9.0, 9.0, 9.0]])
+    for kind in ("softmax", "sigmoid"):
+        assert action_loss(right, targets, kind=kind) < action_loss(-right, targets, kind=kind)
+    assert action_loss(right, targets, kind="sigmoid") < 1e-3  # both of two overlapping actions at once
+
+
+def test_rare_classes_are_drawn_more_often_than_they_occur() -> None:
+    targets = np.zeros((110, 2), np.float32)
+    targets[:100, 0], targets[100:, 1] = 1, 1
+    weights = sampling_weights(targets)
+    assert weights.sum() == pytest.approx(1)
+    assert 10 / 110 < weights[100:].sum() < 0.5
+
+
+def test_augmentation_moves_all_frames_alike_and_never_mirrors() -> None:
+    rng = np.random.default_rng(0)
+    ramp = np.arange(64, dtype=np.uint8)[:, None]
+    pixels = np.ascontiguousarray(np.broadcast_to(ramp, (4, 6, 64, 64, 3)))
+    moved = augment(pixels, rng, strength=0.15)
+    assert (moved == moved[:, :1]).all(), "a segment's frames stay registered"
+    assert not (moved[0] == moved[1]).all(), "segments move on their own"
+    assert (np.diff(moved[..., 0].astype(int), axis=3) >= 0).all(), "left stays left"
+    assert augment(pixels, rng, strength=0.0) is pixels
+
+
+def test_normalised_pixels_have_the_published_mean_and_spread() -> None:
+    grey = normalise(torch.full((1, 2, 2, 3), 128, dtype=torch.uint8))
+    assert grey.shape == (1, 3, 2, 2)
+    expected = (128 / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    assert torch.allclose(grey[0, :, 0, 0], expected, atol=1e-5)
+
+
+CARD = BackboneCard("resnet18_narrow", True, 1.0, 4, 32, ("a", "b"), ("x",))
+
+
+def test_weights_round_trip_and_foreign_ones_are_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build_network(CARD).eval()
+    save_backbone(tmp_path, model, CARD)
+    back, _ = load_backbone(tmp_path)
+    frames = torch.randn(1, 4, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(model(frames).logits, back(frames).logits)
+    weights = {name: array.clone() for name, array in load_file(tmp_path / WEIGHTS_FILE).items()}  # it maps the file
+    (tmp_path / WEIGHTS_FILE).write_bytes(b"x" * 100)
+    with pytest.raises(ModelError, match="SHA-256 differs"):
+        load_backbone(tmp_path)
+    weights.pop("action.bias")
+    save_file(weights, tmp_path / "w")
+    save_backbone(tmp_path, model, CARD)
+    card = load_card(tmp_path)
+    (tmp_path / "w").replace(tmp_path / WEIGHTS_FILE)
+    from talstack.io.files import sha256_file
+
+    rewritten = (tmp_path / "card.json").read_text().replace(card.weights_sha256, sha256_file(tmp_path / WEIGHTS_FILE))
+    (tmp_path / "card.json").write_text(rewritten)
+    with pytest.raises(ModelError, match=r"missing \['action.bias'\]"):
+        load_backbone(tmp_path)
+
+
+def test_missing_imagenet_weights_say_where_to_put_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args: object, **kwargs: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", offline)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(MissingInputError, match=r"put resnet50-\w+\.pth into .*checkpoints"):
+        build_network(replace(CARD, arch="resnet50"), imagenet=True)
+    with pytest.raises(ConfigError, match="has no ImageNet weights"):
+        build_network(CARD, imagenet=True)
