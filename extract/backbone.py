@@ -19,6 +19,11 @@ PIXEL_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, as torchvision's weights expec
 PIXEL_STD = (0.229, 0.224, 0.225)
 
 
+def pick_device() -> torch.device:
+    """Return the GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 class BackboneOutput(NamedTuple):
     """features (B, D), logits (B, C + 1) with background first, scene_logits (B, K)."""
 
@@ -74,8 +79,8 @@ def insert_shift(net: ResNet, num_frames: int, *, fold_div: int = 8) -> None:
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
     """Return (..., 3, H, W) float32 from (..., H, W, 3) uint8 RGB, standardised as the backbone expects."""
-    mean = torch.tensor(PIXEL_MEAN) * 255
-    std = torch.tensor(PIXEL_STD) * 255
+    mean = torch.tensor(PIXEL_MEAN, device=pixels.device) * 255
+    std = torch.tensor(PIXEL_STD, device=pixels.device) * 255
     return ((pixels.float() - mean) / std).movedim(-1, -3)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from talstack.extract import audio, external
-from talstack.extract.backbone import TSMBackbone, normalise
+from talstack.extract.backbone import BackboneOutput, TSMBackbone, normalise, pick_device
 from talstack.extract.card import BackboneSource
 from talstack.extract.frames import read_ahead, read_segments
 from talstack.extract.layout import ViewLayout, lay_out_view
@@ -104,7 +104,9 @@ def _network(source: BackboneSource) -> TSMBackbone:
     name = f"{source.folder} {canonical_json(source.identity)} {source.card.frames_per_segment}"
     if name not in _NETWORKS:
         _NETWORKS.clear()
-        _NETWORKS[name] = load_source(source).to(memory_format=torch.channels_last)
+        # TF32 would move features by 1e-3; without it a GPU's agree with a CPU's, and one store may hold both
+        torch.backends.cudnn.allow_tf32 = False
+        _NETWORKS[name] = load_source(source).to(pick_device()).to(memory_format=torch.channels_last)
     return _NETWORKS[name]
 
 
@@ -113,7 +115,7 @@ def _rgb_shard(item: ExtractionItem, manifest: Manifest) -> Shard:
     if source is None:
         raise TalstackError(f"{key}: rgb features need a backbone")
     layout = lay_out_view(manifest, key.recording, key.view, segment_s=key.segment_s)
-    model, card = _network(source), source.card
+    model, card, device = _network(source), source.card, pick_device()
     num_rows = len(layout.times_s)
     features = np.zeros((num_rows, model.feature_dim), dtype=np.float16)
     logits = np.zeros((num_rows, len(card.actions) + 1), dtype=np.float32)
@@ -126,7 +128,8 @@ def _rgb_shard(item: ExtractionItem, manifest: Manifest) -> Shard:
     )  # fmt: skip
     with torch.inference_mode():
         for chunk in read_ahead(chunks):
-            out = model(normalise(torch.from_numpy(chunk.pixels)))
+            pixels = torch.from_numpy(chunk.pixels).to(device)  # uint8 travels, floats are made there
+            out = BackboneOutput(*(tensor.cpu() for tensor in model(normalise(pixels))))
             rows = chunk.rows[chunk.valid]
             good = torch.from_numpy(chunk.valid)
             features[rows] = out.features[good].numpy().astype(np.float16)

@@ -13,7 +13,7 @@ import polars as pl
 import torch
 from torch.nn import functional
 
-from talstack.extract.backbone import TSMBackbone, normalise
+from talstack.extract.backbone import TSMBackbone, normalise, pick_device
 from talstack.extract.card import CARD_FILE, BackboneCard, load_card
 from talstack.extract.config import FinetuneConfig, SamplingConfig
 from talstack.extract.framecache import OVERSAMPLING, FrameCache, build_frame_cache
@@ -144,7 +144,7 @@ def train(
     """
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device()
     model = build_network(card, imagenet=config.imagenet, dropout=config.dropout)
     model = model.to(device).to(memory_format=torch.channels_last)
     steps_per_epoch = max(1, len(data.actions) // config.batch_size)
@@ -196,7 +196,7 @@ def _parameter_groups(model: TSMBackbone, weight_decay: float) -> list[dict[str,
 def _batches(
     data: TrainingSet, card: BackboneCard, config: FinetuneConfig, *, steps: int, rng: np.random.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Yield one epoch: frames (B, T, 3, H, W), action targets (B, C + 1), scenes (B,)."""
+    """Yield one epoch: pixels (B, T, H, W, 3) uint8, action targets (B, C + 1), scenes (B,)."""
     weights = sampling_weights(data.actions)
     drawn = rng.choice(len(weights), size=(steps, config.batch_size), p=weights)
     num_frames = card.frames_per_segment
@@ -205,7 +205,7 @@ def _batches(
         pixels = np.stack([data.frames.frames(row)[part] for row, part in zip(rows, picked, strict=True)])
         pixels = augment(pixels, rng, strength=config.jitter)
         yield (
-            normalise(torch.from_numpy(pixels)),
+            torch.from_numpy(pixels),
             torch.from_numpy(data.actions[rows]),
             torch.from_numpy(data.scenes[rows]),
         )
@@ -235,8 +235,8 @@ def _step(
     model: TSMBackbone, optimizer: torch.optim.Optimizer, *, batch: list[torch.Tensor], config: FinetuneConfig
 ) -> np.ndarray:
     """Take one optimiser step; return action loss, scene loss and accuracy."""
-    frames, actions, scenes = batch
-    out = model(frames)
+    pixels, actions, scenes = batch
+    out = model(normalise(pixels))
     loss_action = action_loss(out.logits, actions, kind=config.loss)
     known = scenes >= 0
     # a sum over no rows is a zero that still has a gradient

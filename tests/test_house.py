@@ -79,3 +79,15 @@ def test_wheel_of_a_clean_tree_holds_exactly_the_rooms(tmp_path: Path) -> None:
     names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
     expected = {f"talstack/{f.relative_to(tree)}" for room in ROOMS for f in (tree / room).glob("**/*.py")}
     assert set(names) == expected
+    site = tmp_path / "site"
+    pip = [sys.executable, "-P", "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
+    subprocess.run(pip, check=True)
+    code = f"import sys; sys.path.insert(0, {str(site)!r}); import io, talstack.io.grid as g; print(g.__file__)"
+    out = subprocess.run(
+        [sys.executable, "-P", "-S", "-c", code.replace("import io", "import site; site.main(); import io")],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd="/",
+    )
+    assert Path(out.stdout.strip()) == site / "talstack" / "io" / "grid.py"
