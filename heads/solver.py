@@ -38,12 +38,15 @@ class Axes:
     @classmethod
     def of(cls, rows: np.ndarray, *, floor: float) -> "Axes":
         """Return the axes of the (N, D) float32 rows whose energy exceeds `floor`; at least one."""
-        gram = (rows.T @ rows).astype(np.float64) / max(len(rows), 1)
+        few = len(rows) < rows.shape[1]  # then the rows' own products are the smaller matrix with the same energies
+        gram = (rows @ rows.T if few else rows.T @ rows).astype(np.float64) / len(rows)
         energies, vectors = eigh(gram, check_finite=False)
-        keep = energies > max(floor, energies[-1] * 1e-7)  # below this float32 holds noise
+        keep = energies > max(floor, energies[-1] * 1e-7, 1e-12)  # below this float32 holds noise
         keep[-1] = True
-        vectors = np.ascontiguousarray(vectors[:, keep][:, ::-1], dtype=np.float32)
-        return cls(vectors, np.maximum(energies[keep][::-1], 1e-12))
+        energies, vectors = np.maximum(energies[keep][::-1], 1e-12), vectors[:, keep][:, ::-1].astype(np.float32)
+        if few:
+            vectors = rows.T @ vectors / np.sqrt(energies * len(rows)).astype(np.float32)
+        return cls(np.ascontiguousarray(vectors), energies)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

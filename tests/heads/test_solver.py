@@ -58,3 +58,12 @@ def test_axes_are_orthonormal_and_sorted(rows: np.ndarray) -> None:
     kept = axes.vectors.shape[1]
     assert 1 <= kept < 30 and (np.diff(axes.energies) <= 0).all() and axes.energies.min() > 0.5
     np.testing.assert_allclose(axes.vectors.T @ axes.vectors, np.eye(kept), atol=1e-5)
+
+
+def test_axes_of_few_wide_rows_are_those_of_their_covariance(rows: np.ndarray) -> None:
+    wide = np.concatenate([rows[:12], rows[12:24]], axis=1)
+    axes = Axes.of(wide, floor=0.0)
+    expected = np.linalg.eigvalsh(wide.T.astype(np.float64) @ wide / 12)[::-1][: len(axes.energies)]
+    np.testing.assert_allclose(axes.energies, expected, rtol=1e-4)
+    np.testing.assert_allclose(axes.vectors.T @ axes.vectors, np.eye(len(axes.energies)), atol=1e-4)
+    np.testing.assert_allclose(wide @ axes.vectors @ axes.vectors.T, wide, atol=1e-3)
