@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-
 # a loaded machine is no failure: tests have no time limits
 settings.register_profile("talstack", deadline=None)
 settings.load_profile("talstack")
