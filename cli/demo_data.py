@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from talstack.cli.jobs import jobs_option
+
 
 @click.command("demo-data")
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
@@ -12,7 +14,7 @@ import click
     "--duration", "duration_s", default=36.0, show_default=True, help="Length of each recording in seconds, at least 8."
 )
 @click.option("--seed", default=0, show_default=True, help="Another seed gives another data set.")
-@click.option("--jobs", default=2, show_default=True, help="Recordings rendered at the same time.")
+@jobs_option("Recordings rendered at the same time")
 @click.option("--force", is_flag=True, help="Replace a sample data set that was made with other parameters.")
 def command(out: Path, num_recordings: int, duration_s: float, seed: int, jobs: int, force: bool) -> None:
     """Render a sample data set into the folder OUT.

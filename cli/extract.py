@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from talstack.cli.jobs import jobs_option
+
 if TYPE_CHECKING:
     from talstack.extract.plan import ExtractionPlan
     from talstack.io.shard import ShardKey
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--modality", "modalities", multiple=True, help="Only rgb, audio or an external feature's name.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file; see `talstack init`.")
 @click.option("--name", help="Name of this extraction for `talstack heads --extraction` [the data set's name].")
-@click.option("--jobs", default=0, help="Processes; 0 = one per core.")
+@jobs_option("Processes")
 @click.option("--shard", default="1/1", metavar="i/n", help="Only the i-th of n parts, for array jobs.")
 @click.option("--retry-failed", is_flag=True, help="Try recorded failures again.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
@@ -78,7 +80,7 @@ def _run(todo: "list[ShardKey]", plan: "ExtractionPlan", jobs: int) -> list[dict
         columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True)) as progress:
             bar = progress.add_task("extracting", total=len(missing))
-            rows += run_items(plan.items(missing, jobs), report=lambda row: progress.advance(bar), jobs=plan.jobs(jobs))
+            rows += run_items(plan.items(missing, jobs), report=lambda row: progress.advance(bar), jobs=jobs)
     plan.extraction.save(plan.store.root)
     return [asdict(row) for row in sorted(rows, key=lambda row: (row.recording, row.view, row.modality))]
 

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import click
 
+from talstack.cli.jobs import jobs_option
+
 
 @click.command("finetune")
 @click.argument("data", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the backbone and its card.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file; see `talstack init`.")
-@click.option("--jobs", default=0, help="Processes that decode frames; 0 = one per core.")
+@jobs_option("Processes that decode frames")
 def command(data: Path, out: Path, config_file: Path | None, jobs: int) -> None:
     """Fine-tune a TSM backbone on DATA (a folder made by `talstack import`).
 
@@ -33,11 +35,7 @@ def command(data: Path, out: Path, config_file: Path | None, jobs: int) -> None:
         table.add_row(str(row.epoch), *figures)
         err.print(f"epoch {row.epoch}/{config.finetune.epochs}: action loss {figures[0]}, accuracy {figures[2]}")
 
-    import joblib
-
-    card = finetune(
-        manifest, out, config=config.finetune, sampling=config.sampling, jobs=jobs or joblib.cpu_count(), report=report
-    )
+    card = finetune(manifest, out, config=config.finetune, sampling=config.sampling, jobs=jobs, report=report)
     if table.row_count:
         err.print(table)
     for reason in card.training["skipped"]:

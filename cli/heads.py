@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from talstack.cli.jobs import jobs_option
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--run", required=True, type=click.Path(path_type=Path), help="Folder of the run, made where needed.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="Settings (see `talstack init`).")
 @click.option("--extraction", "name", help="Which extraction's features to take [the data set's name].")
-@click.option("--jobs", default=0, show_default="one per core", type=click.IntRange(0), help="Processes.")
+@jobs_option("Processes")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def command(  # noqa: PLR0913 - one parameter per option
     data: Path, store: Path, run: Path, config_file: Path | None, name: str | None, jobs: int, as_json: bool
@@ -55,7 +57,6 @@ def command(  # noqa: PLR0913 - one parameter per option
 
 
 def _run(features: "FeatureSet", run: Path, config: "HeadsConfig", jobs: int) -> tuple[list["HeadResult"], bool]:
-    import joblib
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
@@ -64,9 +65,7 @@ def _run(features: "FeatureSet", run: Path, config: "HeadsConfig", jobs: int) ->
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("training heads", total=len(plan_jobs(features, run, config)))
-        return run_heads(
-            features, run, config=config, jobs=jobs or joblib.cpu_count(), report=lambda result: progress.advance(bar)
-        )
+        return run_heads(features, run, config=config, jobs=jobs, report=lambda result: progress.advance(bar))
 
 
 def _line(run: Path, results: list["HeadResult"], *, written: bool) -> str:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from talstack.cli.jobs import jobs_option
+
 if TYPE_CHECKING:
     from talstack.ensemble.run import EnsembleResult
     from talstack.io.manifest import Manifest
@@ -28,7 +30,7 @@ PACKAGES = ("numpy", "scipy", "polars", "scikit-learn", "lightgbm", "torch", "to
 @click.option("--system", default="stack", show_default=True, help="stack, weighted, mean or view/modality/head.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file; see `talstack init`.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The submission file.")
-@click.option("--jobs", default=0, help="Threads; 0 = one per core.")
+@jobs_option("Threads")
 @click.option("--allow-seen", is_flag=True, help="Score recordings that the backbone was fine-tuned on (optimistic).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def command(  # noqa: PLR0913 - one parameter per option
@@ -43,7 +45,6 @@ def command(  # noqa: PLR0913 - one parameter per option
     detections.parquet, detections.json (ActivityNet), scene.parquet, metrics.json and provenance.json; with
     --format binego360 also scene_submission.csv. Does nothing where all of it is there already.
     """
-    from joblib import cpu_count
     from rich.console import Console
 
     from talstack.cli.config import load_config
@@ -56,7 +57,7 @@ def command(  # noqa: PLR0913 - one parameter per option
     started = time.perf_counter()
     with Console(stderr=True).status("reading predictions") as status:
         result = run_ensemble(
-            manifest, run, config=config.ensemble, split=split, jobs=jobs or cpu_count(), allow_seen=allow_seen,
+            manifest, run, config=config.ensemble, split=split, jobs=jobs, allow_seen=allow_seen,
             report=status.update,
         )  # fmt: skip
     written, kept = write_files(manifest, run, split=split, format_=format_, system=system, out=out)

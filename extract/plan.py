@@ -3,11 +3,12 @@
 Needs no torch, so that running over a finished store starts and ends at once.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import joblib
 
 from talstack.extract.card import BackboneCard, BackboneSource, load_card
 from talstack.extract.config import ExtractConfig, SamplingConfig
@@ -66,15 +67,11 @@ class ExtractionPlan:
         for key in self.keys:
             self.store.forget_failure(key)
 
-    def jobs(self, asked: int) -> int:
-        """Return how many processes to use; 0 asks for one per core."""
-        return asked if asked > 0 else _num_cores()
-
     def items(self, keys: Sequence[ShardKey], jobs: int) -> list["ExtractionItem"]:
-        """Return the work of these shards for the engine."""
+        """Return the work of these shards for the engine, with the cores shared out among `jobs` processes."""
         from talstack.extract.engine import ExtractionItem
 
-        threads = max(1, _num_cores() // self.jobs(jobs))
+        threads = max(1, int(joblib.cpu_count()) // jobs)
         return [
             ExtractionItem(key, self.store.root, self.manifest_folder, self.source, self.batch_segments, threads)
             for key in keys
@@ -127,7 +124,3 @@ def _backbone_source(
                 f"{getattr(card, field)}; use the configuration it was trained with"
             )
     return BackboneSource(card, folder)
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

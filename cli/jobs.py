@@ -1,0 +1,30 @@
+"""The `--jobs` option, the same for every command that has one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+
+def _resolve(context: click.Context, parameter: click.Parameter, asked: int) -> int:
+    if asked > 0:
+        return asked
+    import joblib  # not at the top: --help needs no joblib
+
+    return int(joblib.cpu_count())
+
+
+def jobs_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a `--jobs` option that hands the command a number of at least 1; 0 stands for one per core.
+
+    Args:
+        what: what there are several of, such as "Processes".
+    """
+    return click.option(
+        "--jobs",
+        default=0,
+        type=click.IntRange(0),
+        callback=_resolve,
+        show_default="one per core",
+        help=f"{what}; 0 = one per core.",
+    )
