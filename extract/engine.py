@@ -101,7 +101,9 @@ _NETWORKS: dict[str, TSMBackbone] = {}  # one per process: loading costs more th
 
 
 def _network(source: BackboneSource) -> TSMBackbone:
-    name = f"{source.folder} {canonical_json(source.identity)} {source.card.frames_per_segment}"
+    card = source.card  # an untrained network's identity says nothing of its classifiers: they give no feature
+    shape = [card.frames_per_segment, len(card.actions), len(card.scenes)]
+    name = f"{source.folder} {canonical_json(source.identity)} {shape}"
     if name not in _NETWORKS:
         _NETWORKS.clear()
         # TF32 would move features by 1e-3; without it a GPU's agree with a CPU's, and one store may hold both
