@@ -133,7 +133,7 @@ def _class_ratio(targets: np.ndarray, config: HeadsConfig) -> np.ndarray:
 
 def _train(rows: np.ndarray, targets: np.ndarray, num_rounds: int, config: HeadsConfig) -> Iterator[lgb.Booster]:
     """Yield one booster per class; the rows are binned once. No class is constant."""
-    params = _params(*rows.shape, config)
+    params = _params(len(rows), rows.shape[1], config)
     data = _dataset(rows, params)
     for labels, ratio in zip(targets.T, _class_ratio(targets, config), strict=True):
         data.set_label(labels.astype(np.float32))
