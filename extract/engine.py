@@ -56,6 +56,8 @@ def extract_clip_group(item: ExtractionItem) -> StatusRow:
         return replace(row, outcome="failed", reason=store.failure(key) or "")
     torch.set_num_threads(item.threads)
     manifest = _load_manifest(item.manifest_folder)
+    if item.backbone is not None and key.recipe["kind"] == "rgb":
+        _network(item.backbone)  # outside the try: weights that are missing are not the recording's failure
     make = {"rgb": _rgb_shard, "audio": _audio_shard, "external": _external_shard}[key.recipe["kind"]]
     try:
         shard = make(item, manifest)

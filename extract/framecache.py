@@ -1,6 +1,6 @@
 """Decoded frames of the training segments, on disk as one uint8 array, so that an epoch decodes nothing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import joblib
 import numpy as np
 
 from talstack.extract.config import SamplingConfig
-from talstack.extract.frames import read_segments
+from talstack.extract.frames import FrameChunk, read_segments
 from talstack.extract.layout import lay_out_view
 from talstack.io.errors import MediaError
 from talstack.io.files import atomic_path, canonical_json, read_json, sha256_text, write_json
@@ -91,18 +91,31 @@ def _decode_view(manifest: Manifest, pair: tuple[str, str], sampling: SamplingCo
         layout = lay_out_view(manifest, recording, view, segment_s=sampling.segment_s)
         if not layout.aligned:
             return entry | {"skipped": f"{recording} {view}: clip offsets unknown, so its segments have no labels"}
-        chunks = list(
-            read_segments(
-                layout, num_frames=num_frames, frame_size=sampling.frame_size, segment_s=sampling.segment_s, chunk=16
-            )
+        chunks = read_segments(
+            layout, num_frames=num_frames, frame_size=sampling.frame_size, segment_s=sampling.segment_s, chunk=16
         )
+        name = sha256_text(f"{recording}/{view}")[:24] + ".npy"
+        shape = (len(layout.times_s), num_frames, sampling.frame_size, sampling.frame_size, 3)
+        with atomic_path(folder / name) as temporary:
+            segments = _fill(temporary, shape, chunks)
     except MediaError as error:
         return entry | {"skipped": str(error)}
-    name = sha256_text(f"{recording}/{view}")[:24] + ".npy"
-    with atomic_path(folder / name) as temporary, open(temporary, "wb") as file:
-        np.save(file, np.concatenate([chunk.pixels[chunk.valid] for chunk in chunks]))
-    segments = np.concatenate([chunk.rows[chunk.valid] for chunk in chunks]).tolist()
     return entry | {"segments": segments, "file": name}
+
+
+def _fill(path: Path, shape: tuple[int, ...], chunks: Iterable[FrameChunk]) -> list[int]:
+    """Write the valid segments' frames one after the other, a chunk in memory at a time; return which they are.
+
+    Rows at the end of the array that no segment fills are never referred to.
+    """
+    pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    segments: list[int] = []
+    for chunk in chunks:
+        rows = chunk.rows[chunk.valid]
+        pixels[len(segments) : len(segments) + len(rows)] = chunk.pixels[chunk.valid]
+        segments += rows.tolist()
+    pixels.flush()
+    return segments
 
 
 def _check_any(index: list[dict[str, Any]]) -> None:

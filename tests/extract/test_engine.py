@@ -10,7 +10,7 @@ import pytest
 from talstack.extract.config import ExtractConfig, SamplingConfig
 from talstack.extract.engine import run_items
 from talstack.extract.plan import ExtractionPlan, plan_extraction
-from talstack.io.errors import ConfigError, InputError
+from talstack.io.errors import ConfigError, InputError, MissingInputError
 from talstack.io.extraction import FeatureSet
 from talstack.io.manifest import Manifest
 
@@ -176,3 +176,17 @@ def test_other_settings_are_a_miss(toy_data: Path, tmp_path: Path, change: dict)
         sampling=SamplingConfig(**{**values, **change}),
     )
     assert len(other.missing(other.keys)) == len(other.keys) == 4
+
+
+def test_missing_weights_stop_the_run_and_blame_no_recording(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*args: object, **kwargs: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    config = ExtractConfig(init="imagenet", init_arch="resnet18", modalities=("rgb",))
+    with pytest.raises(MissingInputError, match="ImageNet weights of resnet18 could not be loaded"):
+        extract(toy_data, tmp_path / "store", config=config)
+    planned = plan(toy_data, tmp_path / "store", config=config)
+    assert planned.missing(planned.keys) == list(planned.keys), "nothing is recorded as failed"
