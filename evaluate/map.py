@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from talstack.evaluate.matching import overlapping_pairs, rank_intervals, true_positives
+from talstack.evaluate.matching import Matched, match_detections
 from talstack.io.detections import validate_detections, validate_instances
 from talstack.io.errors import InputError
 
@@ -28,6 +28,7 @@ PRESETS: Mapping[str, tuple[float, ...]] = MappingProxyType(
         "binego360": (0.5, 0.75, 0.95),
     }
 )
+WEIGHTS_PER_BLOCK = 4_000_000  # bounds the working memory of a bootstrap
 UNKNOWN_LABEL = "label not in ground truth"
 
 
@@ -102,7 +103,9 @@ def evaluate_detections(
     scored = detections.filter(pl.col("label").is_in(classes))
     num_ignored = detections.height - scored.height
     listed = instances["recording"].to_list() if recordings is None else list(recordings)
-    ap, counts = _average_precisions(scored, instances, thresholds)
+    matched = match_detections(scored, instances, thresholds, recordings=listed)
+    ap = average_precisions(matched)[0]
+    counts = np.bincount(matched.instances.label, minlength=len(classes))
     return MapResult(
         preset=preset,
         tiou=tuple(thresholds.tolist()),
@@ -132,34 +135,59 @@ def _checked_thresholds(tiou_thresholds: Sequence[float]) -> np.ndarray:
     return thresholds
 
 
-def _average_precisions(
-    detections: pl.DataFrame, instances: pl.DataFrame, thresholds: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return AP (classes, thresholds) and the number of instances of each class."""
-    classes = instances["label"].unique().sort()
-    recordings = pl.concat([detections["recording"], instances["recording"]]).unique().sort()
-    ranked, truth = (rank_intervals(table, classes, recordings) for table in (detections, instances))
-    counts = np.bincount(truth.label, minlength=len(classes))
-    pairs = overlapping_pairs(ranked, truth, float(thresholds.min()))
-    hits = (true_positives(pairs, threshold, truth.label.size) for threshold in thresholds)
-    return np.stack([_interpolated_ap(rows, ranked.label, counts) for rows in hits], axis=1), counts
+def average_precisions(matched: Matched, weights: np.ndarray | None = None) -> np.ndarray:
+    """Return the AP of every class at every threshold, for one or several weightings of the recordings.
 
-
-def _interpolated_ap(hits: np.ndarray, label: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the AP of every class.
-
-    Recall only rises at a true positive and precision only falls between two of them, so the area under the
-    interpolated curve is the sum over true positives of the best precision from there on, per instance.
+    A recording of weight w counts as w recordings with the same detections and instances. Recall only rises at a
+    true positive and precision only falls between two of them, so the area under the interpolated curve is the
+    weighted sum over true positives of the best precision from there on, per instance.
 
     Args:
-        hits: rows of the true positives, ascending.
-        label: (n,) class of each detection, ascending; within a class by rank.
-        counts: (C,) number of instances per class.
+        matched: detections and instances, C classes, R recordings, K thresholds.
+        weights: (B, R) >= 0, one row per weighting; default: one row of ones.
+
+    Returns:
+        (B, C, K) float64; NaN for a class without an instance of positive weight.
     """
-    first = np.searchsorted(label, np.arange(counts.size))
-    hits_of = np.split(hits, np.searchsorted(label[hits], np.arange(1, counts.size)))
-    ap = np.zeros(counts.size)
-    for index, rows in enumerate(hits_of):
-        precision = np.arange(1, rows.size + 1) / (rows - first[index] + 1)
-        ap[index] = np.maximum.accumulate(precision[::-1]).sum() / counts[index]
+    weights = np.ones((1, len(matched.recordings))) if weights is None else np.asarray(weights, dtype=np.float64)
+    classes = np.arange(len(matched.classes))
+    first, past = (np.searchsorted(matched.detections.label, classes, side=side) for side in ("left", "right"))
+    ap = np.empty((len(weights), classes.size, len(matched.hits)))
+    for index in classes:
+        recording = matched.detections.recording[first[index] : past[index]]
+        positions = [_between(hits.detection, first[index], past[index]) for hits in matched.hits]
+        count = weights[:, matched.instances.recording[matched.instances.label == index]].sum(axis=1)
+        rows_per_block = max(1, WEIGHTS_PER_BLOCK // max(1, recording.size))
+        for low in range(0, len(weights), rows_per_block):
+            block = slice(low, low + rows_per_block)
+            ap[block, index] = _interpolated_ap(weights[block], recording, positions, count[block])
+    return ap
+
+
+def _between(ascending: np.ndarray, first: int, past: int) -> np.ndarray:
+    """Return the values in [first, past), counted from `first`."""
+    low, high = np.searchsorted(ascending, (first, past))
+    return ascending[low:high] - first
+
+
+def _interpolated_ap(
+    weights: np.ndarray, recording: np.ndarray, positions: Sequence[np.ndarray], count: np.ndarray
+) -> np.ndarray:
+    """Return (B, K): the AP of one class.
+
+    Args:
+        weights: (B, R).
+        recording: (n,) recording of each detection of the class, by rank.
+        positions: ranks of the true positives, ascending, one array per threshold.
+        count: (B,) weight of the class's instances.
+    """
+    weight = weights[:, recording]
+    walked = np.cumsum(weight, axis=1)
+    ap = np.empty((len(weights), len(positions)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for place, ranks in enumerate(positions):
+            gained = weight[:, ranks]
+            precision = np.nan_to_num(np.cumsum(gained, axis=1) / walked[:, ranks], nan=0.0)
+            best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+            ap[:, place] = (best * gained).sum(axis=1) / count
     return ap

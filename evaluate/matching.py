@@ -8,6 +8,7 @@ higher, so its outcome is the only stable matching between detections (which pre
 instances; deferred acceptance (Gale and Shapley, 1962) finds it in a few rounds of array operations.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,12 +22,16 @@ class Ranked:
     """Intervals in the order that matching wants; all arrays (n,).
 
     Attributes:
+        row: row of the table that each comes from, int64.
         label: class index, int64, ascending.
+        recording: recording index, int64.
         group: one number per (class, recording), int64.
         start_s, end_s: seconds, float64.
     """
 
+    row: np.ndarray
     label: np.ndarray
+    recording: np.ndarray
     group: np.ndarray
     start_s: np.ndarray
     end_s: np.ndarray
@@ -44,6 +49,59 @@ class Pairs:
     tiou: np.ndarray
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Hits:
+    """The true positives at one threshold; both arrays (h,) int64 and aligned.
+
+    Attributes:
+        detection: positions in the ranked detections, ascending.
+        instance: positions in the ranked instances, each at most once.
+    """
+
+    detection: np.ndarray
+    instance: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Matched:
+    """Which detection takes which instance, at each of K thresholds.
+
+    Attributes:
+        classes: names behind `label`, sorted; those of the ground truth.
+        recordings: names behind `recording`, sorted; those of both tables and all that were listed.
+        detections, instances: in the order of `rank_intervals`.
+        thresholds: (K,) float64.
+        hits: one entry per threshold.
+    """
+
+    classes: tuple[str, ...]
+    recordings: tuple[str, ...]
+    detections: Ranked
+    instances: Ranked
+    thresholds: np.ndarray
+    hits: tuple[Hits, ...]
+
+
+def match_detections(
+    detections: pl.DataFrame, instances: pl.DataFrame, thresholds: np.ndarray, *, recordings: Iterable[str] = ()
+) -> Matched:
+    """Return who takes whom at each threshold; which depends neither on the order of rows nor on other recordings.
+
+    Args:
+        detections: validated table (recording, start_s, end_s, label, score); every label occurs in `instances`.
+        instances: validated table (recording, start_s, end_s, label).
+        thresholds: (K,) float64, tIoU in (0, 1].
+        recordings: names to list beside those that occur.
+    """
+    classes = instances["label"].unique().sort()
+    listed = pl.Series("recording", list(recordings), dtype=pl.String)
+    names = pl.concat([detections["recording"], instances["recording"], listed]).unique().sort()
+    ranked, truth = (rank_intervals(table, classes, names) for table in (detections, instances))
+    pairs = overlapping_pairs(ranked, truth, float(thresholds.min()))
+    hits = tuple(true_positives(pairs, threshold, truth.label.size) for threshold in thresholds)
+    return Matched(tuple(classes), tuple(names), ranked, truth, thresholds, hits)
+
+
 def rank_intervals(table: pl.DataFrame, classes: pl.Series, recordings: pl.Series) -> Ranked:
     """Return the rows by class, then descending score (where there is one), recording, start and end.
 
@@ -56,7 +114,7 @@ def rank_intervals(table: pl.DataFrame, classes: pl.Series, recordings: pl.Serie
     score = [-table["score"].to_numpy()] if "score" in table.columns else []
     order = np.lexsort((end_s, start_s, recording, *score, label))
     group = label * len(recordings) + recording
-    return Ranked(label[order], group[order], start_s[order], end_s[order])
+    return Ranked(order, label[order], recording[order], group[order], start_s[order], end_s[order])
 
 
 def overlapping_pairs(detections: Ranked, instances: Ranked, min_tiou: float) -> Pairs:
@@ -81,8 +139,8 @@ def overlapping_pairs(detections: Ranked, instances: Ranked, min_tiou: float) ->
     return Pairs(*(np.concatenate([getattr(part, name) for part in parts]) for name in Pairs.__slots__))
 
 
-def true_positives(pairs: Pairs, threshold: float, num_instances: int) -> np.ndarray:
-    """Return the rows of the detections that take an instance at this threshold, ascending int64.
+def true_positives(pairs: Pairs, threshold: float, num_instances: int) -> Hits:
+    """Return the detections that take an instance at this threshold, and which.
 
     Each round, every detection still in play asks for the best instance that has not yet refused it; an instance
     keeps the highest-ranked asker and refuses the others, for good.
@@ -96,7 +154,7 @@ def true_positives(pairs: Pairs, threshold: float, num_instances: int) -> np.nda
         np.minimum.at(keeper, instance[asking], detection[asking])
         refused = keeper[instance[asking]] != detection[asking]
         if not refused.any():
-            return detection[asking]
+            return Hits(detection[asking], instance[asking])
         in_play = ~(refused & is_last[asking])
         asking = (asking + refused)[in_play]
 

@@ -1,7 +1,8 @@
 """Readers of ground truth: ActivityNet JSON, plain CSV, a talstack data folder."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ class GroundTruth:
         dropped: {reason: count} of instances left out.
         warnings: what is odd about the instances that were kept.
         class_ids: label of each class id in competition files.
+        durations_s: length of each recording in seconds; of those where it is known.
+        scenes: scene of each recording; of those where it is known.
+        scene_names: the ordered scene list; empty where there is none.
     """
 
     instances: pl.DataFrame
@@ -40,6 +44,9 @@ class GroundTruth:
     dropped: Mapping[str, int]
     warnings: tuple[str, ...]
     class_ids: Mapping[int, str]
+    durations_s: Mapping[str, float] = field(default_factory=dict)
+    scenes: Mapping[str, str] = field(default_factory=dict)
+    scene_names: tuple[str, ...] = ()
 
 
 def read_ground_truth(path: Path, *, split: str | None = None) -> GroundTruth:
@@ -78,7 +85,18 @@ def _from_folder(folder: Path, split: str) -> GroundTruth:
         raise InputError(f"{folder}: no recording is in split {split!r}; choose another with --split")
     instances = manifest.instances.filter(pl.col("recording").is_in(recordings))
     class_ids = dict(enumerate(manifest.actions, start=manifest.first_action_id))
-    return _checked(instances, recordings, folder, class_ids)
+    truth = _checked(instances, recordings, folder, class_ids)
+    rows = manifest.recordings.filter(pl.col("recording").is_in(recordings))
+    return replace(
+        truth,
+        durations_s=_known(rows, "duration_s"),
+        scenes=_known(rows, "scene"),
+        scene_names=manifest.scenes,
+    )
+
+
+def _known(recordings: pl.DataFrame, column: str) -> dict[str, Any]:
+    return dict(recordings.select("recording", column).drop_nulls().iter_rows())
 
 
 def _from_activitynet(path: Path, subset: str | None) -> GroundTruth:
@@ -89,7 +107,23 @@ def _from_activitynet(path: Path, subset: str | None) -> GroundTruth:
     chosen = _choose_subset(database, subset, path)
     entries = {name: entry.get("annotations", []) for name, entry in database.items() if entry.get("subset") == chosen}
     table = activitynet_columns(entries.items(), keys=("label",), where=path)
-    return _checked(table, list(entries), path, BINEGO360_CLASSES)
+    truth = _checked(table, list(entries), path, BINEGO360_CLASSES)
+    return replace(truth, durations_s=_durations(database, list(entries), path))
+
+
+def _durations(database: Mapping[str, Mapping[str, Any]], names: list[str], path: Path) -> dict[str, float]:
+    """Return the `duration` of the recordings that state one."""
+    durations = {}
+    for name in names:
+        value = database[name].get("duration")
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise InputError(
+                f"{path}, recording {name!r}: duration must be a positive number of seconds, got {value!r}"
+            )
+        durations[name] = float(value)
+    return durations
 
 
 def _choose_subset(database: Mapping[str, Mapping[str, Any]], subset: str | None, path: Path) -> str | None:

@@ -20,13 +20,13 @@ def save(path, database):
 @pytest.fixture
 def data_folder(tmp_path):
     recordings = pl.DataFrame(
-        [("a", 60.0, None, "train"), ("b", 60.0, None, "test"), ("c", 60.0, None, "test")],
+        [("a", 60.0, None, "train"), ("b", 60.0, "park", "test"), ("c", 50.0, None, "test")],
         schema={"recording": pl.String, "duration_s": pl.Float64, "scene": pl.String, "split": pl.String},
         orient="row",
     )
     rows = [("a", 1.0, 2.0, "run"), ("b", 3.0, 4.0, "sit")]
     instances = pl.DataFrame(rows, schema=empty_table("instances").schema, orient="row")
-    manifest = Manifest("set", tmp_path, ("run", "sit"), (), recordings, empty_table("clips"), instances)
+    manifest = Manifest("set", tmp_path, ("run", "sit"), ("park",), recordings, empty_table("clips"), instances)
     manifest.save(tmp_path / "data")
     return tmp_path / "data"
 
@@ -37,6 +37,11 @@ def test_data_folder_defaults_to_the_test_split(data_folder):
     assert truth.recordings == ("b", "c")
     assert truth.class_ids == {1: "run", 2: "sit"}
     assert read_ground_truth(data_folder, split="train").instances.rows() == [("a", 1.0, 2.0, "run")]
+
+
+def test_data_folder_knows_durations_and_scenes(data_folder):
+    truth = read_ground_truth(data_folder)
+    assert (truth.durations_s, truth.scenes, truth.scene_names) == ({"b": 60.0, "c": 50.0}, {"b": "park"}, ("park",))
 
 
 def test_data_folder_refuses_an_unknown_or_empty_split(data_folder):
@@ -52,6 +57,14 @@ def test_activitynet_lists_recordings_without_instances(tmp_path):
     assert truth.instances.rows() == [("a", 1.0, 2.0, "x"), ("a", -1.0, 2.0, "x")]
     assert truth.recordings == ("a", "b")
     assert truth.warnings == ("1 of 2 intervals start before second 0; they are kept as they are",)
+
+
+def test_activitynet_durations(tmp_path):
+    database = {"b": annotation("val"), "a": {"subset": "val", "annotations": []}}
+    assert read_ground_truth(save(tmp_path / "g.json", database)).durations_s == {"b": 60.0}
+    database["a"]["duration"] = "long"
+    with pytest.raises(InputError, match="recording 'a': duration must be a positive number of seconds, got 'long'"):
+        read_ground_truth(save(tmp_path / "g.json", database))
 
 
 def test_activitynet_subsets_need_a_choice(tmp_path):
