@@ -50,6 +50,7 @@ def command(  # noqa: PLR0913 - one parameter per option
     from talstack.cli.config import load_config
     from talstack.ensemble.run import run_ensemble
     from talstack.io.manifest import Manifest
+    from talstack.io.runs import record_data
 
     config, manifest = load_config(config_file), Manifest.load(data)
     if store is not None:
@@ -65,6 +66,7 @@ def command(  # noqa: PLR0913 - one parameter per option
         if config_file is not None or not (run / "config.toml").exists():
             config.save_resolved(run)
         save_provenance(run, result, seconds=time.perf_counter() - started, seed=config.ensemble.seed)
+    record_data(run, data)
     for warning in result.record["warnings"]:
         click.echo(f"warning: {warning}", err=True)
     if as_json:

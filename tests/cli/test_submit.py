@@ -16,6 +16,7 @@ from talstack.io.files import write_json, write_text
 from talstack.io.folds import assign_folds
 from talstack.io.manifest import SCHEMAS, Manifest
 from talstack.io.predictions import SCHEMA, ModelKey, segment_rows
+from talstack.io.runs import data_of
 from talstack.io.targets import segment_index, segment_targets
 
 ACTIONS, SCENES = ("pour", "wave"), ("kitchen", "yard")
@@ -114,6 +115,7 @@ def test_competition_files_and_table(folders: Path) -> None:
     assert provenance["heads"]["fingerprint"] == "abc"
     assert provenance["versions"]["numpy"] == np.__version__
     assert provenance["submit"]["split"] == "test"
+    assert data_of(folders / "run") == folders / "data"
 
 
 def test_second_call_writes_nothing_and_says_so(folders: Path) -> None:
