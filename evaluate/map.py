@@ -97,27 +97,41 @@ def evaluate_detections(
     Raises:
         InputError: a row that either table refuses, thresholds outside (0, 1], or no instance at all.
     """
-    thresholds = _checked_thresholds(tiou_thresholds)
-    detections, instances = _checked_tables(detections, instances)
-    classes = instances["label"].unique().sort().to_list()
-    scored = detections.filter(pl.col("label").is_in(classes))
-    num_ignored = detections.height - scored.height
-    listed = instances["recording"].to_list() if recordings is None else list(recordings)
-    matched = match_detections(scored, instances, thresholds, recordings=listed)
+    known = None if recordings is None else set(recordings)
+    matched, num_ignored = match_for_map(detections, instances, tiou_thresholds, recordings=known or ())
+    listed = set(instances["recording"]) if known is None else known
     ap = average_precisions(matched)[0]
-    counts = np.bincount(matched.instances.label, minlength=len(classes))
+    counts = np.bincount(matched.instances.label, minlength=len(matched.classes))
+    is_listed = np.array([name in listed for name in matched.recordings])
     return MapResult(
         preset=preset,
-        tiou=tuple(thresholds.tolist()),
+        tiou=tuple(matched.thresholds.tolist()),
         map=tuple(ap.mean(axis=0).tolist()),
         average_map=float(ap.mean(axis=0).mean()),
-        ap={name: tuple(values) for name, values in zip(classes, ap.tolist(), strict=True)},
-        num_predictions=scored.height,
-        num_instances=instances.height,
+        ap={name: tuple(values) for name, values in zip(matched.classes, ap.tolist(), strict=True)},
+        num_predictions=matched.detections.row.size,
+        num_instances=matched.instances.row.size,
         ignored={UNKNOWN_LABEL: num_ignored} if num_ignored else {},
-        instances_per_class=dict(zip(classes, counts.tolist(), strict=True)),
-        num_unlisted=scored.filter(~pl.col("recording").is_in(listed)).height,
+        instances_per_class=dict(zip(matched.classes, counts.tolist(), strict=True)),
+        num_unlisted=int((~is_listed[matched.detections.recording]).sum()),
     )
+
+
+def match_for_map(
+    detections: pl.DataFrame,
+    instances: pl.DataFrame,
+    tiou_thresholds: Sequence[float],
+    *,
+    recordings: Iterable[str] = (),
+) -> tuple[Matched, int]:
+    """Return the matched detections and how many were left out because the ground truth lacks their class.
+
+    Args, Raises: as `evaluate_detections`.
+    """
+    thresholds = _checked_thresholds(tiou_thresholds)
+    detections, instances = _checked_tables(detections, instances)
+    scored = detections.filter(pl.col("label").is_in(instances["label"].unique().to_list()))
+    return match_detections(scored, instances, thresholds, recordings=recordings), detections.height - scored.height
 
 
 def _checked_tables(detections: pl.DataFrame, instances: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -1,0 +1,217 @@
+"""How far a mAP, or the difference of two, could be luck: a bootstrap over recordings.
+
+Recordings are what was sampled, detections of one recording stand or fall together: so whole recordings are drawn
+with replacement (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 13 and 14), and mAP is
+computed anew from each draw. Matching happens within a recording, so it is done once; a draw only weights it. mAP
+of a draw averages over the classes that occur in it, as the definition says. Two systems are compared on the same
+draws (paired). Intervals are percentiles of the draws; `benchmarks/bootstrap.py` prints how often they hold.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from talstack.evaluate.map import average_precisions, match_for_map
+from talstack.evaluate.matching import Matched
+from talstack.io.detections import validate_detections
+from talstack.io.errors import InputError
+
+NUM_DRAWS = 1000
+LEVEL = 0.95
+MIN_DRAWS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate and its bootstrap percentile interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class MapIntervals:
+    """mAP with its uncertainty, fractions from 0 to 1.
+
+    Attributes:
+        tiou: the K thresholds.
+        map: mAP at each of them.
+        average_map: their mean.
+        level: share of the draws inside an interval.
+        num_draws: draws that were used; one without any instance has no mAP.
+        num_recordings: recordings drawn from, and in every draw.
+    """
+
+    tiou: tuple[float, ...]
+    map: tuple[Interval, ...]
+    average_map: Interval
+    level: float
+    num_draws: int
+    num_recordings: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """Run A against run B on the same draws of recordings.
+
+    Attributes:
+        a, b: each one's own mAP.
+        difference: A's mAP minus B's at each threshold.
+        average_difference: the same of the average mAP.
+        p_value: two-sided, for "the average mAP of A and B is the same": twice the share of draws on the wrong
+            side of zero, at least 1 / (draws + 1).
+        share_a_better: share of the draws in which A's average mAP is higher (half of the even ones).
+        classes: table (label, num_instances, a, b, difference, low, high) of AP averaged over thresholds.
+    """
+
+    a: MapIntervals
+    b: MapIntervals
+    difference: tuple[Interval, ...]
+    average_difference: Interval
+    p_value: float
+    share_a_better: float
+    classes: pl.DataFrame
+
+    @property
+    def verdict(self) -> str:
+        """Who is better: "a", "b", or "undecided" where the interval of the difference holds zero."""
+        if self.average_difference.low > 0:
+            return "a"
+        return "b" if self.average_difference.high < 0 else "undecided"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as plain values; classes as a list of rows."""
+        return {
+            "verdict": self.verdict,
+            "a": self.a.to_json(),
+            "b": self.b.to_json(),
+            "difference": [asdict(interval) for interval in self.difference],
+            "average_difference": asdict(self.average_difference),
+            "p_value": self.p_value,
+            "share_a_better": self.share_a_better,
+            "classes": self.classes.to_dicts(),
+        }
+
+
+def draw_weights(num_recordings: int, num_draws: int, seed: int) -> np.ndarray:
+    """Return how often each recording is in each draw, (num_draws, num_recordings) int64; rows sum to the latter."""
+    shares = np.full(num_recordings, 1 / num_recordings)
+    return np.random.default_rng(seed).multinomial(num_recordings, shares, size=num_draws)
+
+
+def bootstrap_map(matched: Matched, *, num_draws: int = NUM_DRAWS, level: float = LEVEL, seed: int = 0) -> MapIntervals:
+    """Return the mAP of matched detections with percentile intervals; the same seed gives the same intervals.
+
+    Raises:
+        InputError: fewer than 2 recordings, fewer than 100 draws, or a level outside (0, 1).
+    """
+    weights = _weights(matched, num_draws, level, seed=seed)
+    return _map_intervals(matched, average_precisions(matched)[0], _maps(average_precisions(matched, weights)), level)
+
+
+def compare_detections(
+    first: pl.DataFrame,
+    second: pl.DataFrame,
+    instances: pl.DataFrame,
+    *,
+    tiou_thresholds: Sequence[float],
+    recordings: Iterable[str] = (),
+    num_draws: int = NUM_DRAWS,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Comparison:
+    """Return whether the detections `first` (A) beat `second` (B), by a paired bootstrap over recordings.
+
+    Args:
+        first, second: tables (recording, start_s, end_s, label, score).
+        instances: table (recording, start_s, end_s, label).
+        tiou_thresholds: each in (0, 1].
+        recordings: recordings to draw from beside those with an instance or a detection.
+        num_draws, level, seed: as `bootstrap_map`.
+
+    Raises:
+        InputError: as `evaluate_detections` and `bootstrap_map`.
+    """
+    first, second = (validate_detections(table, where="detections", allow_negative=True) for table in (first, second))
+    drawn_from = {*recordings, *first["recording"], *second["recording"]}  # the same for both
+    pair = [match_for_map(table, instances, tiou_thresholds, recordings=drawn_from)[0] for table in (first, second)]
+    weights = _weights(pair[0], num_draws, level, seed=seed)
+    ap_a, ap_b = (average_precisions(matched)[0] for matched in pair)
+    drawn_a, drawn_b = (average_precisions(matched, weights) for matched in pair)
+    maps_a, maps_b = _maps(drawn_a), _maps(drawn_b)
+    gap = (maps_a - maps_b).mean(axis=1)
+    return Comparison(
+        a=_map_intervals(pair[0], ap_a, maps_a, level),
+        b=_map_intervals(pair[1], ap_b, maps_b, level),
+        difference=_intervals((ap_a - ap_b).mean(axis=0), maps_a - maps_b, level),
+        average_difference=_intervals((ap_a - ap_b).mean().reshape(1), gap[:, None], level)[0],
+        p_value=_p_value(gap),
+        share_a_better=float((gap > 0).mean() + (gap == 0).mean() / 2),
+        classes=_class_table(pair[0], (ap_a, ap_b), drawn_a - drawn_b, level=level),
+    )
+
+
+def _weights(matched: Matched, num_draws: int, level: float, *, seed: int) -> np.ndarray:
+    if len(matched.recordings) < 2:
+        raise InputError("bootstrap: only one recording, so there is nothing to draw; an interval needs several")
+    if num_draws < MIN_DRAWS or not 0 < level < 1:
+        raise InputError(
+            f"bootstrap: expected at least {MIN_DRAWS} draws and a level in (0, 1), got {num_draws} and {level}"
+        )
+    return draw_weights(len(matched.recordings), num_draws, seed)
+
+
+def _maps(drawn: np.ndarray) -> np.ndarray:
+    """Return mAP (B, K) of AP (B, C, K), over the classes of each draw; draws without any instance are left out."""
+    drawn = drawn[~np.isnan(drawn).all(axis=(1, 2))]
+    return np.nanmean(drawn, axis=1)
+
+
+def _map_intervals(matched: Matched, ap: np.ndarray, maps: np.ndarray, level: float) -> MapIntervals:
+    return MapIntervals(
+        tiou=tuple(matched.thresholds.tolist()),
+        map=_intervals(ap.mean(axis=0), maps, level),
+        average_map=_intervals(ap.mean().reshape(1), maps.mean(axis=1, keepdims=True), level)[0],
+        level=level,
+        num_draws=len(maps),
+        num_recordings=len(matched.recordings),
+    )
+
+
+def _intervals(estimates: np.ndarray, draws: np.ndarray, level: float) -> tuple[Interval, ...]:
+    """Return one interval per estimate, (K,), from its column of draws (B, K); NaN draws are left out."""
+    tails = ((1 - level) / 2, (1 + level) / 2)
+    low, high = np.nanquantile(draws, tails, axis=0)
+    return tuple(Interval(*row) for row in zip(estimates.tolist(), low.tolist(), high.tolist(), strict=True))
+
+
+def _p_value(gap: np.ndarray) -> float:
+    """Return the two-sided p-value; the added one keeps a finite number of draws from claiming certainty."""
+    wrong_side = min(int((gap <= 0).sum()), int((gap >= 0).sum()))
+    return min(1.0, 2 * (wrong_side + 1) / (gap.size + 1))
+
+
+def _class_table(
+    matched: Matched, ap: tuple[np.ndarray, np.ndarray], gaps: np.ndarray, *, level: float
+) -> pl.DataFrame:
+    a, b = (values.mean(axis=1) for values in ap)
+    intervals = _intervals(a - b, gaps.mean(axis=2), level)
+    return pl.DataFrame(
+        {
+            "label": matched.classes,
+            "num_instances": np.bincount(matched.instances.label, minlength=len(matched.classes)),
+            "a": a,
+            "b": b,
+            "difference": a - b,
+            "low": [interval.low for interval in intervals],
+            "high": [interval.high for interval in intervals],
+        }
+    )
