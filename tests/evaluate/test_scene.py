@@ -2,8 +2,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from talstack.evaluate.scene import evaluate_scenes, top_k_accuracy
+from talstack.evaluate.scene import evaluate_scene_models, evaluate_scenes, top_k_accuracy
 from talstack.io.errors import InputError
+from talstack.io.predictions import ModelKey, scene_rows
 
 SCENES = ("kitchen", "street", "park")
 
@@ -72,3 +73,56 @@ def test_refuses_arrays_that_do_not_fit():
         top_k_accuracy(np.zeros((2, 3)), np.zeros(3, dtype=int), k=1)
     with pytest.raises(InputError, match=r"targets in 0\.\.2"):
         top_k_accuracy(np.zeros((1, 3)), np.array([3]), k=1)
+
+
+def test_confusion_and_recall_follow_the_scene_list_and_count_missing_predictions():
+    known = truth(a="street", b="street", c="kitchen", d="street", e=None)
+    found = probs(c=(0.9, 0.1, 0.0), b=(0.0, 0.1, 0.9), a=(0.2, 0.8, 0.0), e=(1.0, 0.0, 0.0))
+    result = evaluate_scenes(found, known, scenes=SCENES)
+    assert result.confusion.rows() == [
+        ("kitchen", "kitchen", 1),
+        ("street", "street", 1),
+        ("street", "park", 1),
+        ("street", None, 1),
+    ]
+    assert result.recall.rows() == [("kitchen", 1, 1, 1.0), ("street", 3, 1, pytest.approx(1 / 3))]
+    assert result.to_json()["confusion"][3] == {"scene": "street", "predicted": None, "count": 1}
+    again = evaluate_scenes(found.reverse(), known.reverse(), scenes=SCENES)
+    assert again.to_json() == result.to_json()
+    assert result.confusion["count"].sum() == result.num_recordings
+
+
+def test_confusion_without_any_prediction():
+    result = evaluate_scenes(probs(z=(1, 0, 0)), truth(a="kitchen"), scenes=SCENES)
+    assert result.confusion.rows() == [("kitchen", None, 1)]
+    assert result.recall.rows() == [("kitchen", 1, 0, 0.0)]
+
+
+def scene_head(view, head, valid, *rows):
+    return scene_rows(
+        ModelKey(view, "rgb", head), ["a", "b", "c"], np.array(rows, dtype=float), valid=np.array(valid),
+        fold=np.array([0, 1, -1]), classes=SCENES,
+    )  # fmt: skip
+
+
+def test_every_scene_head_is_scored_on_what_it_predicts():
+    right, wrong = (0.2, 0.7, 0.1), (0.7, 0.2, 0.1)
+    table = pl.concat(
+        [
+            scene_head("pano", "scene-linear", [True, True, True], right, right, wrong),
+            scene_head("ego", "scene-gbm", [True, False, False], right, (np.nan,) * 3, (np.nan,) * 3),
+            scene_head("ego", "activity-gbm", [True, True, True], right, right, right),
+            scene_head("side", "scene-gbm", [False] * 3, *[(np.nan,) * 3] * 3),
+        ]
+    )
+    known = truth(a="street", b="street", c="street")
+    found = evaluate_scene_models(table, known, scenes=SCENES)
+    assert found.rows() == [
+        ("ego", "rgb", "scene-gbm", 3, 1, 1.0, 1.0),
+        ("pano", "rgb", "scene-linear", 3, 3, pytest.approx(2 / 3), 1.0),
+        ("side", "rgb", "scene-gbm", 3, 0, None, None),
+    ]
+    some = evaluate_scene_models(table.reverse(), known.filter(pl.col("recording") != "c"), scenes=SCENES)
+    assert some.filter(pl.col("view") == "pano")["top1"].to_list() == [1.0]
+    with pytest.raises(InputError, match="unknown scene 'moon'"):
+        evaluate_scene_models(table, truth(a="moon"), scenes=SCENES)
