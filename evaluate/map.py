@@ -163,7 +163,9 @@ def average_precisions(matched: Matched, weights: np.ndarray | None = None) -> n
     Returns:
         (B, C, K) float64; NaN for a class without an instance of positive weight.
     """
-    weights = np.ones((1, len(matched.recordings))) if weights is None else np.asarray(weights, dtype=np.float64)
+    if weights is None:
+        return _plain_average_precisions(matched)[None]
+    weights = np.asarray(weights, dtype=np.float64)
     classes = np.arange(len(matched.classes))
     first, past = (np.searchsorted(matched.detections.label, classes, side=side) for side in ("left", "right"))
     ap = np.empty((len(weights), classes.size, len(matched.hits)))
@@ -175,6 +177,22 @@ def average_precisions(matched: Matched, weights: np.ndarray | None = None) -> n
         for low in range(0, len(weights), rows_per_block):
             block = slice(low, low + rows_per_block)
             ap[block, index] = _interpolated_ap(weights[block], recording, positions, count[block])
+    return ap
+
+
+def _plain_average_precisions(matched: Matched) -> np.ndarray:
+    """Return (C, K): the APs without weights, all classes at once."""
+    labels, num_classes = matched.detections.label, len(matched.classes)
+    first = np.searchsorted(labels, np.arange(num_classes))
+    count = np.bincount(matched.instances.label, minlength=num_classes)
+    ap = np.empty((num_classes, len(matched.hits)))
+    for place, hits in enumerate(matched.hits):
+        label = labels[hits.detection]
+        nth = np.arange(label.size) - np.searchsorted(label, label)  # among the class's true positives
+        key = np.empty(label.size, dtype=np.complex128)  # ordered by its real part first: classes stay apart
+        key.real, key.imag = -label, (nth + 1) / (hits.detection - first[label] + 1)
+        best = np.maximum.accumulate(key[::-1])[::-1].imag
+        ap[:, place] = np.bincount(label, weights=best, minlength=num_classes) / count
     return ap
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-PAIRS_PER_BLOCK = 2_000_000  # bounds the working memory at about 100 bytes a pair
+PAIRS_PER_BLOCK = 250_000  # fits the processor's cache
+FEW_INSTANCES = 8  # of a class in a recording: all of them are measured
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,9 +98,14 @@ def match_detections(
     listed = pl.Series("recording", list(recordings), dtype=pl.String)
     names = pl.concat([detections["recording"], instances["recording"], listed]).unique().sort()
     ranked, truth = (rank_intervals(table, classes, names) for table in (detections, instances))
+    hits: dict[float, Hits] = {}
     pairs = overlapping_pairs(ranked, truth, float(thresholds.min()))
-    hits = tuple(true_positives(pairs, threshold, truth.label.size) for threshold in thresholds)
-    return Matched(tuple(classes), tuple(names), ranked, truth, thresholds, hits)
+    for threshold in np.sort(thresholds).tolist():  # a pair that misses one threshold misses all higher ones
+        pairs = _at_least(pairs, threshold)
+        hits[threshold] = true_positives(pairs, threshold, truth.label.size)
+    return Matched(
+        tuple(classes), tuple(names), ranked, truth, thresholds, tuple(hits[value] for value in thresholds.tolist())
+    )
 
 
 def rank_intervals(table: pl.DataFrame, classes: pl.Series, recordings: pl.Series) -> Ranked:
@@ -111,52 +117,100 @@ def rank_intervals(table: pl.DataFrame, classes: pl.Series, recordings: pl.Serie
     """
     label, recording = _codes(table["label"], classes), _codes(table["recording"], recordings)
     start_s, end_s = table["start_s"].to_numpy(), table["end_s"].to_numpy()
-    score = [-table["score"].to_numpy()] if "score" in table.columns else []
-    order = np.lexsort((end_s, start_s, recording, *score, label))
+    if "score" in table.columns:
+        order = _by_score(-table["score"].to_numpy(), (end_s, start_s, recording))
+        # numpy sorts 8 and 16 bit integers by counting
+        order = order[np.argsort(label[order].astype(np.min_scalar_type(len(classes))), kind="stable")]
+    else:
+        order = np.lexsort((end_s, start_s, recording, label))
     group = label * len(recordings) + recording
     return Ranked(order, label[order], recording[order], group[order], start_s[order], end_s[order])
 
 
 def overlapping_pairs(detections: Ranked, instances: Ranked, min_tiou: float) -> Pairs:
-    """Return the pairs of equal group whose tIoU is at least `min_tiou`, which must be > 0.
-
-    Instances are sorted by start within their group, so those that overlap a detection lie between the first one
-    by which the group has reached past the detection's start and the first one that begins at or after its end.
-    """
-    reach_s = np.maximum.accumulate(_keys(instances.group, instances.end_s))
-    first = np.searchsorted(reach_s, _keys(detections.group, detections.start_s), side="right")
-    begin_s = _keys(instances.group, instances.start_s)
-    past = np.searchsorted(begin_s, _keys(detections.group, detections.end_s), side="left")
+    """Return the pairs of equal group whose tIoU is at least `min_tiou`, which must be > 0."""
+    groups, begin = np.unique(instances.group, return_index=True)
+    end = np.append(begin[1:], instances.group.size)
+    place = np.minimum(np.searchsorted(groups, detections.group), max(groups.size - 1, 0))
+    known = np.flatnonzero(groups[place] == detections.group) if groups.size else np.empty(0, dtype=np.int64)
+    first, past = begin[place[known]], end[place[known]]
+    crowded = np.flatnonzero(past - first > FEW_INSTANCES)
+    first[crowded], past[crowded] = _window(detections, instances, known[crowded], min_tiou=min_tiou)
     counts = np.maximum(past - first, 0)
     total = np.concatenate([[0], np.cumsum(counts)])
     edges = np.searchsorted(total, np.arange(0, total[-1], PAIRS_PER_BLOCK), side="left")
     edges = np.unique(np.append(edges, counts.size))
     parts = [_no_pairs()]
     for low, high in zip(edges[:-1], edges[1:], strict=True):
-        rows = np.repeat(np.arange(low, high), counts[low:high])
-        nth = np.arange(rows.size) + total[low] - total[rows]  # 0, 1, 2, ... within each detection
-        parts.append(_measure(detections, instances, rows, first[rows] + nth, min_tiou=min_tiou))
+        rows = np.repeat(known[low:high], counts[low:high])
+        partners = np.arange(rows.size) + np.repeat(first[low:high] + total[low] - total[low:high], counts[low:high])
+        parts.append(_measure(detections, instances, rows, partners, min_tiou=min_tiou))
     return Pairs(*(np.concatenate([getattr(part, name) for part in parts]) for name in Pairs.__slots__))
 
 
 def true_positives(pairs: Pairs, threshold: float, num_instances: int) -> Hits:
     """Return the detections that take an instance at this threshold, and which.
 
-    Each round, every detection still in play asks for the best instance that has not yet refused it; an instance
-    keeps the highest-ranked asker and refuses the others, for good.
+    Each round, every detection that holds nothing asks for the best instance that has not yet refused it; an instance
+    keeps the highest-ranked asker and refuses the others, for good, also the one that it had kept so far.
     """
-    eligible = pairs.tiou >= threshold
-    detection, instance = pairs.detection[eligible], pairs.instance[eligible]
-    is_last = np.append(detection[1:] != detection[:-1], True)[: detection.size]
-    asking = np.flatnonzero(np.append(True, is_last[:-1])[: detection.size])  # each detection's first pair
-    while True:
-        keeper = np.full(num_instances, np.iinfo(np.int64).max)
-        np.minimum.at(keeper, instance[asking], detection[asking])
-        refused = keeper[instance[asking]] != detection[asking]
-        if not refused.any():
-            return Hits(detection[asking], instance[asking])
-        in_play = ~(refused & is_last[asking])
-        asking = (asking + refused)[in_play]
+    pairs = _at_least(pairs, threshold)
+    is_first = np.append(True, pairs.detection[1:] != pairs.detection[:-1])[: pairs.detection.size]
+    is_last = np.append(is_first[1:], True)[: is_first.size]
+    asking = np.flatnonzero(is_first)
+    nobody = is_first.size
+    kept = np.full(num_instances, nobody)  # the pair that each instance keeps; lower means a higher-ranked detection
+    while asking.size:
+        instance = pairs.instance[asking]
+        before = kept[instance]
+        np.minimum.at(kept, instance, asking)
+        won = kept[instance] == asking
+        displaced = before[won]
+        refused = np.concatenate([asking[~won], displaced[displaced != nobody]])
+        asking = refused[~is_last[refused]] + 1
+    kept = np.sort(kept[kept != nobody])
+    return Hits(pairs.detection[kept], pairs.instance[kept])
+
+
+def _at_least(pairs: Pairs, threshold: float) -> Pairs:
+    enough = pairs.tiou >= threshold
+    return pairs if enough.all() else Pairs(pairs.detection[enough], pairs.instance[enough], pairs.tiou[enough])
+
+
+def _by_score(descending: np.ndarray, tie_breakers: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Return the order of `descending`, which is ascending; only its ties are sorted by the breakers, last key first.
+
+    The same as one `lexsort` over everything, which takes several times longer.
+    """
+    order = np.argsort(descending)
+    sorted_values = descending[order]
+    new = np.append(True, sorted_values[1:] != sorted_values[:-1])[: order.size]
+    tied = np.flatnonzero(~(new & np.append(new[1:], True)[: new.size]))
+    rows = order[tied]
+    order[tied] = rows[np.lexsort((*(key[rows] for key in tie_breakers), np.cumsum(new)[tied]))]
+    return order
+
+
+def _window(
+    detections: Ranked, instances: Ranked, rows: np.ndarray, *, min_tiou: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return [first, past) among the instances, sorted by start in their group, with enough tIoU to those detections.
+
+    An instance overlaps only from where its group has reached past the detection's start. With length L and tIoU t
+    the union is at most L / t and the overlap at least L * t, so its start lies between end - L / t and end - L * t.
+    """
+    group, start_s, end_s = detections.group[rows], detections.start_s[rows], detections.end_s[rows]
+    tiou = min_tiou * (1 - 1e-9)  # room for rounding, here and in the measured tIoU
+    slack_s = 1e-12 * (np.abs(start_s) + np.abs(end_s))
+    length_s = end_s - start_s
+    begin = _keys(instances.group, instances.start_s)
+    reach = np.maximum.accumulate(_keys(instances.group, instances.end_s))
+    with np.errstate(over="ignore"):  # a threshold next to 0 sets no such bound
+        furthest_s = end_s - length_s / tiou - slack_s
+    first = np.searchsorted(begin, _keys(group, furthest_s), side="left")
+    reached = np.searchsorted(reach, _keys(group, start_s), side="right")
+    past = np.searchsorted(begin, _keys(group, end_s - length_s * tiou + slack_s), side="right")
+    return np.maximum(first, reached), past
 
 
 def _codes(names: pl.Series, known: pl.Series) -> np.ndarray:
@@ -184,5 +238,8 @@ def _measure(
     tiou = overlap / ((end - start) + (other_end - other_start) - overlap)
     enough = tiou >= min_tiou
     rows, partners, tiou = rows[enough], partners[enough], tiou[enough]
-    order = np.lexsort((-tiou, rows))  # stable: equal tIoU stays in the order of the instances
-    return Pairs(rows[order], partners[order], tiou[order])
+    again = rows[1:] == rows[:-1]
+    shared = np.flatnonzero(np.append(again, False) | np.append(False, again)) if rows.size else rows
+    order = shared[np.lexsort((-tiou[shared], rows[shared]))]  # stable: equal tIoU stays in the order of instances
+    partners[shared], tiou[shared] = partners[order], tiou[order]
+    return Pairs(rows, partners, tiou)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from talstack.evaluate import matching
-from talstack.evaluate.map import PRESETS, evaluate_detections
+from talstack.evaluate.map import PRESETS, average_precisions, evaluate_detections, match_for_map
 from talstack.io.detections import DETECTION_SCHEMA, INSTANCE_SCHEMA, read_predictions
 from talstack.io.errors import InputError
 from talstack.io.ground_truth import read_ground_truth
@@ -58,14 +58,17 @@ instance_rows = st.lists(row, min_size=1, max_size=14)
 detection_rows = st.lists(st.tuples(row, st.sampled_from([0.0, 0.25, 0.5, 1.0])), max_size=30)
 
 
-@settings(max_examples=300, deadline=None)
+@pytest.mark.parametrize("few_instances", [0, 8])  # 0: even a single instance is searched for, as in a crowd
+@settings(max_examples=200, deadline=None)
 @given(detection_rows, instance_rows, st.randoms(use_true_random=False))
-def test_equals_the_walk_over_predictions_for_any_row_order(found_rows, true_rows, random):
+def test_equals_the_walk_over_predictions_for_any_row_order(few_instances, found_rows, true_rows, random):
     found = detections(*((r, s, e, label, score) for (r, (s, e), label), score in found_rows))
     truth = instances(*((r, s, e, label) for r, (s, e), label in true_rows))
     thresholds = (0.1, 0.5, 0.75)
     shuffled = random.sample(range(found.height), found.height)
-    result = evaluate(found[shuffled], truth[random.sample(range(truth.height), truth.height)], *thresholds)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matching, "FEW_INSTANCES", few_instances)
+        result = evaluate(found[shuffled], truth[random.sample(range(truth.height), truth.height)], *thresholds)
     expected = {c: [reference_ap(found, truth, c, t) for t in thresholds] for c in truth["label"].unique()}
     assert result.ap.keys() == expected.keys()
     for label, values in expected.items():
@@ -83,6 +86,52 @@ def test_small_blocks_of_pairs_give_the_same(monkeypatch):
     whole = evaluate(found, truth, 0.1, 0.5)
     monkeypatch.setattr(matching, "PAIRS_PER_BLOCK", 7)
     assert evaluate(found, truth, 0.1, 0.5) == whole
+
+
+def test_a_crowd_of_instances_of_all_lengths_equals_the_walk():
+    rng = np.random.default_rng(5)
+    start, length = rng.uniform(0, 300, 80), rng.lognormal(1.5, 1.2, 80)
+    truth = instances(*(("a", s, s + n, "x") for s, n in zip(start, length, strict=True)))
+    of = rng.integers(80, size=400)
+    low = start[of] + rng.choice([0.0, 0.1, 0.5], 400) * length[of]
+    high = low + length[of] * rng.choice([0.5, 0.75, 1.0, 1.5], 400)
+    found = detections(*(("a", s, e, "x", score) for s, e, score in zip(low, high, rng.random(400), strict=True)))
+    thresholds = (0.95, 0.1, 0.5, 0.5, 1.0)  # neither sorted nor unique
+    assert evaluate(found, truth, *thresholds).ap["x"] == pytest.approx(
+        [reference_ap(found, truth, "x", threshold) for threshold in thresholds], abs=1e-12
+    )
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e5])
+def test_exact_thresholds_are_found_in_a_crowd_far_from_zero(size):
+    start = 1e6 + np.arange(20) * 4 * size
+    truth = instances(*(("a", s, s + size, "x") for s in start))
+    for threshold in (0.25, 0.5, 1.0):
+        for found in (
+            detections(*(("a", s, s + size * threshold, "x", 1) for s in start)),
+            detections(*(("a", s, s + size / threshold, "x", 1) for s in start)),
+        ):
+            measured = reference_ap(found, truth, "x", threshold)
+            assert evaluate(found, truth, threshold).ap["x"][0] == pytest.approx(measured, abs=1e-12)
+
+
+def test_unweighted_is_the_same_as_weights_of_one():
+    rng = np.random.default_rng(9)
+    start = rng.uniform(0, 60, 600)
+    found = pl.DataFrame(
+        {
+            "recording": rng.choice(["a", "b", "c"], 600),
+            "start_s": start,
+            "end_s": start + rng.uniform(1, 9, 600),
+            "label": rng.choice(["x", "y", "z"], 600),
+            "score": rng.random(600).round(2),
+        }
+    )
+    truth = found.filter(pl.col("label") != "z").sample(40, seed=1).drop("score")
+    truth = pl.concat([truth, instances(("a", 900, 901, "z"))])  # a class without a hit
+    matched, _ = match_for_map(found, truth, (0.3, 0.5, 0.7))
+    ones = np.ones((1, len(matched.recordings)))
+    np.testing.assert_allclose(average_precisions(matched), average_precisions(matched, ones), rtol=0, atol=1e-14)
 
 
 def test_falls_through_to_the_second_best_instance():
