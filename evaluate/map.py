@@ -7,7 +7,7 @@ reference leaves ties in score undefined: here they are broken by recording, the
 order of rows never matters.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -47,6 +47,8 @@ class MapResult:
         ignored: {reason: count} of detections that were not scored.
         instances_per_class: {class: number of instances}.
         num_unlisted: scored detections on recordings that the ground truth does not list: false positives.
+        compat: whose rules were followed where they are not ActivityNet's (`talstack.evaluate.compat`).
+        changed: {what was done: count} of rows that these rules changed but scored.
     """
 
     preset: str
@@ -59,9 +61,12 @@ class MapResult:
     ignored: Mapping[str, int] = field(default_factory=dict)
     instances_per_class: Mapping[str, int] = field(default_factory=dict)
     num_unlisted: int = 0
+    compat: str | None = None
+    changed: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the object that `talstack evaluate --json` prints."""
+        """Return the object that `talstack evaluate --json` prints; `compat` and `changed` where one is in force."""
+        compat = {"compat": self.compat, "changed": dict(self.changed)} if self.compat is not None else {}
         return {
             "preset": self.preset,
             "tiou": list(self.tiou),
@@ -71,6 +76,7 @@ class MapResult:
             "num_predictions": self.num_predictions,
             "num_instances": self.num_instances,
             "ignored": dict(self.ignored),
+            **compat,
         }
 
 
@@ -100,9 +106,24 @@ def evaluate_detections(
     known = None if recordings is None else set(recordings)
     matched, num_ignored = match_for_map(detections, instances, tiou_thresholds, recordings=known or ())
     listed = set(instances["recording"]) if known is None else known
-    ap = average_precisions(matched)[0]
+    ignored = {UNKNOWN_LABEL: num_ignored} if num_ignored else {}
+    return summarise(matched, average_precisions(matched)[0], preset=preset, ignored=ignored, recordings=listed)
+
+
+def summarise(
+    matched: Matched, ap: np.ndarray, *, preset: str, ignored: Mapping[str, int], recordings: Collection[str]
+) -> MapResult:
+    """Return the result of a matching, C classes and K thresholds.
+
+    Args:
+        matched: detections and instances.
+        ap: (C, K) float64.
+        preset: what to call the thresholds.
+        ignored: {reason: count} of detections that were left out before.
+        recordings: all recordings of the ground truth.
+    """
     counts = np.bincount(matched.instances.label, minlength=len(matched.classes))
-    is_listed = np.array([name in listed for name in matched.recordings])
+    is_listed = np.array([name in recordings for name in matched.recordings], dtype=bool)
     return MapResult(
         preset=preset,
         tiou=tuple(matched.thresholds.tolist()),
@@ -111,7 +132,7 @@ def evaluate_detections(
         ap={name: tuple(values) for name, values in zip(matched.classes, ap.tolist(), strict=True)},
         num_predictions=matched.detections.row.size,
         num_instances=matched.instances.row.size,
-        ignored={UNKNOWN_LABEL: num_ignored} if num_ignored else {},
+        ignored=ignored,
         instances_per_class=dict(zip(matched.classes, counts.tolist(), strict=True)),
         num_unlisted=int((~is_listed[matched.detections.recording]).sum()),
     )
@@ -128,13 +149,14 @@ def match_for_map(
 
     Args, Raises: as `evaluate_detections`.
     """
-    thresholds = _checked_thresholds(tiou_thresholds)
-    detections, instances = _checked_tables(detections, instances)
+    thresholds = checked_thresholds(tiou_thresholds)
+    detections, instances = checked_tables(detections, instances)
     scored = detections.filter(pl.col("label").is_in(instances["label"].unique().to_list()))
     return match_detections(scored, instances, thresholds, recordings=recordings), detections.height - scored.height
 
 
-def _checked_tables(detections: pl.DataFrame, instances: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def checked_tables(detections: pl.DataFrame, instances: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return both tables with their schema's columns; refuse bad rows and a ground truth without an instance."""
     detections = validate_detections(detections, where="detections", allow_negative=True)
     instances = validate_instances(instances, where="instances", allow_negative=True)
     if instances.is_empty():
@@ -142,7 +164,8 @@ def _checked_tables(detections: pl.DataFrame, instances: pl.DataFrame) -> tuple[
     return detections, instances
 
 
-def _checked_thresholds(tiou_thresholds: Sequence[float]) -> np.ndarray:
+def checked_thresholds(tiou_thresholds: Sequence[float]) -> np.ndarray:
+    """Return the thresholds as (K,) float64; refuse any outside (0, 1]."""
     thresholds = np.asarray(tiou_thresholds, dtype=np.float64)
     if thresholds.ndim != 1 or not thresholds.size or not ((thresholds > 0) & (thresholds <= 1)).all():
         raise InputError(f"tIoU thresholds must be one or more numbers in (0, 1], got {tiou_thresholds!r}")
