@@ -117,6 +117,25 @@ def test_draws_without_any_instance_are_left_out():
     assert result.average_map.low == result.average_map.high == 1.0
 
 
+def test_intervals_are_centred_on_the_estimate_and_wider_than_the_draws():
+    found, truth = simulated(0, 12)
+    accidental = found.with_columns(score=pl.Series(np.random.default_rng(0).random(found.height)))
+    matched, _ = match_for_map(accidental, truth, (0.5,))
+    draws = np.nanmean(average_precisions(matched, draw_weights(12, 2000, 0)), axis=(1, 2))
+    result = bootstrap_map(matched, num_draws=2000, level=0.8).average_map
+    low, high = np.quantile(draws, (0.1, 0.9))
+    assert draws.mean() > result.estimate + 0.01  # fewer different recordings, higher mAP
+    assert result.high - result.low == pytest.approx(1.3634 / 1.2816 * np.sqrt(12 / 11) * (high - low), rel=1e-3)
+    assert (result.low + result.high) / 2 == pytest.approx(result.estimate + (low + high) / 2 - draws.mean(), abs=0.01)
+
+
+def test_intervals_stay_in_the_range_of_a_map():
+    truth = instances(*((f"r{i}", 0, 10, "x") for i in range(6)))
+    found = detections(*((f"r{i}", 0, 10, "x", 1) for i in range(1, 6)), ("r0", 20, 30, "x", 0.5))
+    result = bootstrap_map(match_for_map(found, truth, (0.5,))[0], num_draws=300).average_map
+    assert result.low < result.estimate < result.high == 1.0
+
+
 def test_a_run_against_itself_is_undecided():
     found, truth = simulated(5)
     result = compare_detections(found, found, truth, tiou_thresholds=(0.5,), num_draws=200)
