@@ -16,8 +16,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import polars as pl
 
-from talstack.evaluate.matching import match_detections
-from talstack.io.detections import validate_detections, validate_instances
+from talstack.evaluate.map import match_for_map
 from talstack.io.errors import InputError
 from talstack.io.manifest import Manifest
 from talstack.io.predictions import ACTIVITY, dense_probs, models_of
@@ -109,16 +108,11 @@ def score_reliability(
     Raises:
         InputError: a row that either table refuses, or a threshold outside (0, 1].
     """
-    thresholds = np.asarray(tiou_thresholds, dtype=np.float64)
-    if thresholds.ndim != 1 or not thresholds.size or not ((thresholds > 0) & (thresholds <= 1)).all():
-        raise InputError(f"tIoU thresholds must be one or more numbers in (0, 1], got {tiou_thresholds!r}")
-    detections = validate_detections(detections, where="detections", allow_negative=True)
-    instances = validate_instances(instances, where="instances", allow_negative=True)
-    scored = detections.filter(pl.col("label").is_in(instances["label"].unique().to_list()))
-    matched = match_detections(scored, instances, thresholds)
-    scores = scored["score"].to_numpy()[matched.detections.row]
+    matched, _ = match_for_map(detections, instances, tiou_thresholds)
+    scored = detections.filter(pl.col("label").is_in(list(matched.classes)))
+    scores = scored["score"].cast(pl.Float64).to_numpy()[matched.detections.row]
     parts = []
-    for tiou, hits in zip(thresholds.tolist(), matched.hits, strict=True):
+    for tiou, hits in zip(matched.thresholds.tolist(), matched.hits, strict=True):
         outcomes = np.zeros(scores.size, dtype=bool)
         outcomes[hits.detection] = True
         parts.append(_labelled(reliability(scores, outcomes, num_bins=num_bins), tiou=tiou))
