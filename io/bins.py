@@ -95,11 +95,11 @@ def format_prediction(pieces: Iterable[tuple[int, float, float, float]]) -> str:
     return "[" + ", ".join(f"[{i}, {start:.1f}, {end:.1f}, {score!r}]" for i, start, end, score in pieces) + "]"
 
 
-def parse_prediction(text: str) -> list[tuple[int, float, float, float]]:
-    """Return [(class id, start_s, end_s, score)] from a row's list literal, which is never evaluated as code.
+def parse_entries(text: str) -> list[object]:
+    """Return the entries of a row's list literal as they stand there; it is never evaluated as code.
 
     Raises:
-        InputError: it is not a list of lists of four numbers with a whole first one.
+        InputError: it is not a list literal.
     """
     try:
         entries = _literal(text)
@@ -107,8 +107,17 @@ def parse_prediction(text: str) -> list[tuple[int, float, float, float]]:
         raise InputError(f"prediction {text[:80]!r} is not a list literal: {error}") from error
     if not isinstance(entries, list | tuple):
         raise InputError(f"prediction {text[:80]!r}: expected a list, got {type(entries).__name__}")
+    return list(entries)
+
+
+def parse_prediction(text: str) -> list[tuple[int, float, float, float]]:
+    """Return [(class id, start_s, end_s, score)] from a row's list literal, which is never evaluated as code.
+
+    Raises:
+        InputError: it is not a list of lists of four numbers with a whole first one.
+    """
     try:
-        return [_piece(entry) for entry in entries]
+        return [_piece(entry) for entry in parse_entries(text)]
     except OverflowError as error:
         raise InputError(f"prediction {text[:80]!r}: a number is too large") from error
 
