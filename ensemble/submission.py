@@ -4,18 +4,19 @@ Every file covers exactly the recordings of one split, in sorted order, those wi
 format can say so. `talstack.io.detections.read_predictions` reads all of the detection formats back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
 
-from talstack.io.bins import bin_detections, bin_of, format_prediction, num_bins, row_id
+from talstack.io.bins import BIN_S, bin_detections, bin_of, format_prediction, num_bins, row_id
 from talstack.io.detections import sort_detections, validate_detections, write_activitynet, write_csv, write_parquet
 from talstack.io.errors import InputError
 from talstack.io.files import atomic_path
 from talstack.io.manifest import Manifest
 
 FORMATS = ("binego360", "activitynet", "csv", "parquet")
+SUM_SLACK = 1e-6  # float32 probabilities sum to 1 within this
 
 
 def write_submission(detections: pl.DataFrame, manifest: Manifest, *, split: str, format: str, out: Path) -> None:
@@ -30,7 +31,8 @@ def write_submission(detections: pl.DataFrame, manifest: Manifest, *, split: str
 
     Raises:
         InputError: an unknown format, an empty split, a detection that `validate_detections` refuses, whose
-            recording or label the manifest does not have, or that starts after its recording's end.
+            recording or label the manifest does not have, or that starts after its recording's end; a name that
+            a CSV cannot carry.
     """
     if format not in FORMATS:
         raise InputError(f"submission format {format!r}; expected one of {', '.join(FORMATS)}")
@@ -38,6 +40,8 @@ def write_submission(detections: pl.DataFrame, manifest: Manifest, *, split: str
     detections = validate_detections(detections, where="submission")
     _check_against(detections, manifest)
     detections = detections.filter(pl.col("recording").is_in(recordings))
+    if format in ("binego360", "csv"):
+        _check_names([*recordings, *(detections["label"].unique().sort() if format == "csv" else ())])
     if format == "binego360":
         _write_table(binego360_rows(detections, manifest, recordings=recordings), out)
     elif format == "activitynet":
@@ -54,17 +58,31 @@ def binego360_rows(detections: pl.DataFrame, manifest: Manifest, *, recordings: 
     Pieces are in descending score, scores in full precision; a bin with nothing is `[]`.
     """
     class_ids = {label: index for index, label in enumerate(manifest.actions, start=manifest.first_action_id)}
+    counts = {recording: num_bins(manifest.duration_s(recording)) for recording in recordings}
     pieces: dict[str, list[tuple[int, float, float, float]]] = {
-        row_id(recording, index): []
-        for recording in recordings
-        for index in range(num_bins(manifest.duration_s(recording)))
+        row_id(recording, index): [] for recording, count in counts.items() for index in range(count)
     }
-    for recording, start, end, label, score in sort_detections(bin_detections(detections)).iter_rows():
-        row = pieces.get(row_id(recording, bin_of(start)))
-        if row is not None:  # the last segment may reach past the recording's end, into a bin that has no row
-            row.append((class_ids[label], start, end, score))
+    inside = _inside_bins(detections, counts)
+    for recording, start, end, label, score in sort_detections(bin_detections(inside)).iter_rows():
+        pieces[row_id(recording, bin_of(start))].append((class_ids[label], start, end, score))
     texts = [format_prediction(row) for row in pieces.values()]
     return pl.DataFrame({"id": list(pieces), "prediction": texts}, schema={"id": pl.String, "prediction": pl.String})
+
+
+def _inside_bins(detections: pl.DataFrame, counts: Mapping[str, int]) -> pl.DataFrame:
+    """Return the detections cut off where their recording's last bin ends.
+
+    The last segment may reach past the recording's end, into a bin that has no row; and cutting an end of 1e9
+    seconds into bins would fill the memory.
+    """
+    names = pl.Series(list(counts), dtype=pl.String)
+    last = pl.DataFrame({"recording": names, "last_s": [count * BIN_S for count in counts.values()]})
+    return (
+        detections.join(last, on="recording", how="inner")
+        .filter(pl.col("start_s") < pl.col("last_s"))
+        .with_columns(end_s=pl.min_horizontal("end_s", "last_s"))
+        .drop("last_s")
+    )
 
 
 def write_scene_submission(probs: pl.DataFrame, manifest: Manifest, *, split: str, out: Path) -> None:
@@ -72,15 +90,17 @@ def write_scene_submission(probs: pl.DataFrame, manifest: Manifest, *, split: st
 
     Args:
         probs: `recording` and one column per scene of the manifest, by name; rows of other splits are left out.
+            A row that does not sum to 1 is divided by its sum.
         manifest: names the recordings and the ordered scenes.
         split: train, val or test.
         out: the file.
 
     Raises:
-        InputError: an empty split, a missing column, a recording of the split without exactly one row, or a value
-            that is not finite.
+        InputError: an empty split, a missing column, a recording of the split without exactly one row, a value
+            that is not finite or is negative, a row of zeros, or a name that a CSV cannot carry.
     """
     recordings = _recordings_of(manifest, split)
+    _check_names(recordings)
     missing = [name for name in ("recording", *manifest.scenes) if name not in probs.columns]
     if missing:
         raise InputError(f"scene submission: missing column {missing[0]!r}; expected recording and one per scene")
@@ -91,10 +111,26 @@ def write_scene_submission(probs: pl.DataFrame, manifest: Manifest, *, split: st
         raise InputError(f"scene submission: recording {wrong!r} has {counts.get(wrong, 0)} rows, expected one")
     numbered = [pl.col(name).cast(pl.Float64).alias(str(index)) for index, name in enumerate(manifest.scenes)]
     table = rows.select(pl.col("recording").alias("id"), *numbered)
-    bad = table.filter(~pl.all_horizontal(pl.exclude("id").is_finite().fill_null(False)))
-    if bad.height:
-        raise InputError(f"scene submission: recording {bad['id'][0]!r} has a probability that is not finite")
-    _write_table(table, out)
+    _write_table(_as_probabilities(table), out)
+
+
+def _as_probabilities(table: pl.DataFrame) -> pl.DataFrame:
+    """Return the scene rows with a sum of 1; those that have it, to float32's precision, stay as they are."""
+    values, total = pl.exclude("id"), pl.sum_horizontal(pl.exclude("id"))
+    rules = [
+        (
+            ~pl.all_horizontal(values.is_finite().fill_null(False)) | total.is_infinite(),
+            "has a probability that is not finite",
+        ),
+        (pl.any_horizontal(values < 0), "has a negative probability"),
+        (total <= 0, "has only zeros, so no scene is named"),
+    ]
+    for condition, message in rules:
+        bad = table.filter(condition)
+        if bad.height:
+            raise InputError(f"scene submission: recording {bad['id'][0]!r} {message}")
+    share = pl.when((total - 1).abs() > SUM_SLACK).then(total).otherwise(1.0)
+    return table.with_columns(values / share)
 
 
 def _recordings_of(manifest: Manifest, split: str) -> list[str]:
@@ -102,6 +138,16 @@ def _recordings_of(manifest: Manifest, split: str) -> list[str]:
     if not recordings:
         raise InputError(f"submission: no recording of {manifest.name!r} is in split {split!r}")
     return recordings
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Raise InputError for a name that would not come back from a CSV, whose readers strip white space."""
+    bad = [name for name in names if name != name.strip() or not name or "\0" in name]
+    if bad:
+        raise InputError(
+            f"submission: a CSV cannot carry the name {bad[0]!r}: it is empty, has white space around it or holds a "
+            "zero character; rename it in the data set, or write activitynet or parquet"
+        )
 
 
 def _check_against(detections: pl.DataFrame, manifest: Manifest) -> None:

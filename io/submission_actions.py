@@ -10,7 +10,7 @@ from talstack.io.detections import DETECTION_SCHEMA
 from talstack.io.manifest import Manifest
 from talstack.io.submission_entries import RowText, entry_findings, parse_rows
 from talstack.io.submission_findings import ERROR, Finding, SubmissionCheck, error_lines, finding
-from talstack.io.submission_ids import SplitRecordings, missing_rows, repeated, spreadsheet_guess, white_space
+from talstack.io.submission_ids import SplitRecordings, missing_rows, repeated_ids, spreadsheet_guess, white_space
 from talstack.io.submission_rows import RawRow, RawTable
 
 HEADER = ("id", "prediction")
@@ -95,17 +95,15 @@ def _check_rows(
     """Return the rows with their ids understood, findings of whole rows, and the ids that are there."""
     texts: list[RowText] = []
     findings: list[Finding] = []
-    first_lines: dict[str, int] = {}
+    lines: dict[str, list[int]] = {}
     for row in rows:
         findings += white_space(row) + _shape_findings(row)
         name = row.fields[0].strip()
         text, found = _with_bin(name, row.line, _prediction_of(row, separator), recordings)
         findings += found
         texts.append(text)
-        if name in first_lines:
-            findings.append(repeated(first_lines[name], name, line=row.line))
-        first_lines.setdefault(name, row.line)
-    return texts, findings, set(first_lines)
+        lines.setdefault(name, []).append(row.line)
+    return texts, findings + repeated_ids(lines), set(lines)
 
 
 def _shape_findings(row: RawRow) -> list[Finding]:

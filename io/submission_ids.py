@@ -1,7 +1,7 @@
 """The ids of a submission's rows: do they name recordings of the split, each once?"""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from talstack.io.bins import num_bins, row_id
@@ -84,10 +84,18 @@ def white_space(row: RawRow) -> list[Finding]:
     return [finding("white space in id", message, line=row.line, column="id")]
 
 
-def repeated(first_line: int, name: str, *, line: int) -> Finding:
-    """Return the finding of an id that an earlier line has already."""
-    message = f"id {name!r} is on line {first_line} already; expected one row per id"
-    return finding("repeated id", message, line=line, column="id")
+def repeated_ids(lines: Mapping[str, Sequence[int]]) -> list[Finding]:
+    """Return a finding for every line whose id is on other lines too, given the lines of every id.
+
+    None of them is the right one: taking the first would make a score depend on the order of rows.
+    """
+    findings = []
+    for name, places in lines.items():
+        if len(places) > 1:
+            named = ", ".join(map(str, places[:5])) + (", ..." if len(places) > 5 else "")
+            message = f"id {name!r} is on {len(places)} lines: {named}; expected one row per id"
+            findings += [finding("repeated id", message, line=line, column="id") for line in places]
+    return findings
 
 
 def missing_rows(recording: str, missing: Sequence[str], *, num_expected: int) -> Finding:

@@ -6,7 +6,7 @@ import polars as pl
 
 from talstack.io.manifest import Manifest
 from talstack.io.submission_findings import Finding, SubmissionCheck, error_lines, finding
-from talstack.io.submission_ids import SplitRecordings, missing_rows, repeated, white_space
+from talstack.io.submission_ids import SplitRecordings, missing_rows, repeated_ids, white_space
 from talstack.io.submission_rows import RawRow, RawTable
 
 SUM_TOLERANCE = 0.02  # 28 probabilities of three decimals may sum to 1.014
@@ -85,7 +85,7 @@ def _check_rows(
     """Return findings of whole rows, and the recording that each line names."""
     findings: list[Finding] = []
     owners: dict[int, str] = {}
-    first_lines: dict[str, int] = {}
+    lines: dict[str, list[int]] = {}
     for row in rows:
         name = row.fields[0].strip()
         findings += white_space(row) + recordings.check(name, line=row.line)
@@ -95,11 +95,9 @@ def _check_rows(
         elif len(row.fields) != width:
             message = f"the line has {len(row.fields)} fields, the header {width}"
             findings.append(finding("number of fields", message, line=row.line))
-        if name in first_lines:
-            findings.append(repeated(first_lines[name], name, line=row.line))
-        first_lines.setdefault(name, row.line)
+        lines.setdefault(name, []).append(row.line)
         owners[row.line] = name
-    return findings, owners
+    return findings + repeated_ids(lines), owners
 
 
 def _values(rows: Sequence[RawRow], order: list[int] | None, *, width: int) -> pl.DataFrame:
