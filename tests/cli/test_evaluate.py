@@ -79,3 +79,81 @@ def test_bad_input_reaches_the_group_as_an_input_error(run):
     with pytest.raises(InputError, match="the first is line 2"):
         run(HEADER + "a,nan,10,run,1\n", "--preset", "anet")
     assert run(HEADER).exit_code == 2  # no preset: click's own usage error
+
+
+def test_own_thresholds(run):
+    rows = HEADER + "a,0,6,run,1\n"
+    result = json.loads(run(rows, "--tiou", "0.3:0.7:0.1", "--json").stdout)
+    assert (result["preset"], result["tiou"]) == ("custom", [0.3, 0.4, 0.5, 0.6, 0.7])
+    assert result["ap"]["run"] == [1.0, 1.0, 1.0, 1.0, 0.0]
+    repeated = json.loads(run(rows, "--tiou", "0.75", "--tiou", "0.5,0.125", "--json").stdout)
+    assert repeated["tiou"] == [0.125, 0.5, 0.75]
+    assert "0.125" in run(rows, "--tiou", "0.125").stdout
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--tiou", "0.5", "--preset", "anet"),
+        ("--tiou", "0"),
+        ("--tiou", "1.2"),
+        ("--tiou", "half"),
+        ("--tiou", "nan"),
+        ("--tiou", "0.3:0.7"),
+        ("--tiou", "0.5:0.05:0.95"),  # first:step:last, as other tools write it
+        ("--tiou", "0.1:0.1:0.5"),
+        ("--tiou", "0.3:0.7:0.15"),
+        ("--preset", "anet", "--compat", "thumos14", "--recall"),
+        ("--preset", "anet", "--compat", "voc"),
+    ],
+)
+def test_wrong_options_are_usage_errors(run, options):
+    result = run(HEADER, *options)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+
+
+def test_compat_in_json_and_on_stderr(run, tmp_path):
+    (tmp_path / "twice.csv").write_text(TRUTH + "a,0,10.0005,run\na,60,70,Ambiguous\n")
+    rows = HEADER + "a,0.001,10,run,1\na,60,70,sit,0.5\n"
+    results = {}
+    for name in ("actionformer", "opentad", "x360", "thumos14"):
+        result = run(rows, "--preset", "thumos", "--compat", name, "--json", truth="twice.csv")
+        results[name] = json.loads(result.stdout)
+        assert results[name]["compat"] == name
+    assert results["opentad"]["changed"] == {"rounded to 0.01 s or to 0.0001 in score": 1}
+    assert results["thumos14"]["ignored"]["overlaps Ambiguous, at tIoU 0.5"] == 1
+    plain = run(rows, "--preset", "thumos", "--json", truth="twice.csv")
+    assert "compat" not in json.loads(plain.stdout)
+    ap = {name: results[name]["ap"]["run"] for name in results}
+    assert [ap[name] for name in ("actionformer", "opentad", "x360", "thumos14")] == [[1.0] * 5] * 3 + [[0.5] * 5]
+    assert json.loads(plain.stdout)["ap"]["run"] == [0.5] * 5
+    table = run(rows, "--preset", "thumos", "--compat", "opentad", truth="twice.csv")
+    assert "rules of opentad" in table.stdout
+    assert "changed 1 by --compat opentad: rounded" in table.stderr
+    assert "ignored 1: duplicate within 0.001 s (instance)" in table.stderr
+
+
+def test_recall_in_json_and_as_a_table(run):
+    rows = HEADER + "a,0,10,run,0.5\na,30,35,sit,0.9\n"
+    value = json.loads(run(rows, "--tiou", "0.5,0.6", "--recall", "--json").stdout)["recall"]
+    assert value["recall_at_kx"] == {
+        "tiou": [0.5, 0.6],
+        "mean": {"1x": [1.0, 0.5], "5x": [1.0, 0.5]},
+        "pooled": {"1x": [0.5, 0.5], "5x": [0.5, 0.5]},
+    }
+    assert value["average_recall"]["ar"] == {"1": 0.05, "5": 0.55, "10": 0.55, "100": 0.55}
+    assert value["average_recall"]["tiou"][0] == 0.5
+    shown = run(rows, "--preset", "ego4d", "--recall").stdout
+    assert "AR@100" in shown
+    assert "Recall@5x" in shown
+    assert "Recall" not in run(rows, "--preset", "ego4d").stdout
+
+
+def test_names_in_help_are_those_of_the_evaluators(run):
+    from talstack.cli import evaluate
+    from talstack.evaluate.compat import COMPAT
+    from talstack.evaluate.map import PRESETS
+
+    assert evaluate.COMPAT == COMPAT
+    assert tuple(PRESETS) == evaluate.PRESETS
