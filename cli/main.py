@@ -4,7 +4,19 @@ from typing import Any
 
 import click
 
-from talstack.cli import compare, demo_data, evaluate, extract, finetune, heads, import_, init, submit, validate
+from talstack.cli import (
+    compare,
+    demo_data,
+    diagnose,
+    evaluate,
+    extract,
+    finetune,
+    heads,
+    import_,
+    init,
+    submit,
+    validate,
+)
 from talstack.io.errors import TalstackError
 
 
@@ -29,5 +41,5 @@ def main() -> None:
     """
 
 
-for _module in (init, demo_data, import_, finetune, extract, heads, submit, evaluate, compare, validate):
+for _module in (init, demo_data, import_, finetune, extract, heads, submit, evaluate, diagnose, compare, validate):
     main.add_command(_module.command)
