@@ -1,28 +1,31 @@
 """The detections table: its checks, its readers and its writers.
 
 A detection is a row (recording, start_s, end_s, label, score) of `DETECTION_SCHEMA`; times are seconds on the
-recording's clock. Accepted files: talstack's parquet, plain CSV, ActivityNet result JSON (which OpenTAD writes
-too) and the BinEgo-360 competition's CSV. Ground truth is read in `talstack.io.ground_truth`.
+recording's clock. Accepted files: talstack's parquet, plain CSV, the JSON forms of `talstack.io.result_json` and the
+BinEgo-360 competition's CSV. Ground truth is read in `talstack.io.ground_truth`.
 """
 
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
 from talstack.io.bins import BIN_S, parse_prediction, parse_row_id
 from talstack.io.errors import InputError, MissingInputError
-from talstack.io.files import atomic_path, read_json, write_text
+from talstack.io.files import atomic_path, write_text
 from talstack.io.labels import BINEGO360_ACTIONS
 from talstack.io.manifest import SCHEMAS
-from talstack.io.tables import read_csv
+from talstack.io.result_json import RESULT_KEYS, activitynet_columns, read_result_json, record_columns
+from talstack.io.tables import read_csv, read_header
 
 INSTANCE_SCHEMA = SCHEMAS["instances"]
 DETECTION_SCHEMA: dict[str, type[pl.DataType]] = {**INSTANCE_SCHEMA, "score": pl.Float64}
 ZERO_LENGTH = "zero length"
+ARGUMENTS = "talstack evaluate takes PREDICTIONS first, then GROUND_TRUTH"
+REPEATED = "they are kept, as the reference keeps them, and at most one of each can be a hit per instance"
 BINEGO360_CLASSES: Mapping[int, str] = dict(enumerate(BINEGO360_ACTIONS, start=1))
 
 
@@ -77,6 +80,14 @@ def count_negative(table: pl.DataFrame) -> tuple[str, ...]:
     return (f"{count} of {table.height} intervals start before second 0; they are kept as they are",) if count else ()
 
 
+def count_repeated(table: pl.DataFrame, effect: str) -> tuple[str, ...]:
+    """Return a warning that counts the rows that repeat an earlier one in every column; nothing where there is none."""
+    hashes = table.hash_rows()
+    suspects = table.filter(hashes.is_duplicated())  # few, while rows themselves take ten times the memory
+    count = suspects.height - suspects.n_unique() if suspects.height else 0
+    return (f"{count} of {table.height} rows repeat another one exactly; {effect}",) if count else ()
+
+
 def sort_detections(detections: pl.DataFrame) -> pl.DataFrame:
     """Return the rows by recording, then descending score, then start, end and label."""
     order = ["recording", "score", "start_s", "end_s", "label"]
@@ -90,69 +101,48 @@ def read_predictions(
     system: str | None = None,
     class_ids: Mapping[int, str] = BINEGO360_CLASSES,
 ) -> Predictions:
-    """Return the detections of a parquet, CSV, ActivityNet JSON or competition CSV file, told apart by content.
+    """Return the detections of a parquet, CSV, JSON or competition CSV file, told apart by suffix and content.
 
     Args:
         path: the file.
         score_column: column to rank by, in parquet and plain CSV.
         system: which system's rows to take where a `system` column names several.
-        class_ids: label of each class id in a competition CSV; BinEgo-360's own by default.
+        class_ids: label of each class id in a competition CSV and in challenge records; BinEgo-360's own by default.
 
     Raises:
         MissingInputError: there is no such file.
         InputError: another format, or values that `validate_detections` refuses; names the file and the row.
     """
+    source = _open(path, score_column, system, class_ids)
+    kept, dropped = drop_zero_length(source.table)
+    detections = validate_detections(kept, where=str(path), allow_negative=True)
+    warnings = (*source.warnings, *count_negative(detections), *count_repeated(detections, REPEATED))
+    return Predictions(detections, binned=source.binned, dropped=dropped, warnings=warnings)
+
+
+class _Source(NamedTuple):
+    """A file's rows before they are checked, and what to say about them."""
+
+    table: pl.DataFrame
+    binned: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+def _open(path: Path, score_column: str, system: str | None, class_ids: Mapping[int, str]) -> _Source:
+    if path.is_dir():
+        raise InputError(f"{path}: a folder, expected a file of predictions; {ARGUMENTS}")
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file of predictions")
-    binned = path.suffix == ".csv" and _header(path)[:2] == ["id", "prediction"]
     if path.suffix not in (".parquet", ".csv", ".json"):
         raise InputError(f"{path}: predictions must be .parquet, .csv or .json, got {path.suffix or 'no suffix'!r}")
-    if (binned or path.suffix == ".json") and (score_column != "score" or system is not None):
+    binned = path.suffix == ".csv" and read_header(path)[:2] == ["id", "prediction"]
+    if not binned and path.suffix != ".json":
+        return _Source(_read_columns(path, score_column, system))
+    if score_column != "score" or system is not None:
         raise InputError(
             f"{path}: this format has one score and one system; a score column or a system cannot be chosen"
         )
-    if binned:
-        table = _read_competition_csv(path, class_ids)
-    elif path.suffix == ".json":
-        table = _read_activitynet(path)
-    else:
-        table = _read_columns(path, score_column, system)
-    kept, dropped = drop_zero_length(table)
-    detections = validate_detections(kept, where=str(path), allow_negative=True)
-    return Predictions(detections, binned=binned, dropped=dropped, warnings=count_negative(detections))
-
-
-def activitynet_columns(entries: Iterable[tuple[str, Any]], *, keys: tuple[str, ...], where: Path) -> pl.DataFrame:
-    """Return a table of ActivityNet's JSON entries: recording, start_s, end_s, then one column per key.
-
-    Args:
-        entries: (recording, list of {"segment": [start, end], "label": str, ...}).
-        keys: "label" and, for results, "score".
-        where: the file, for messages.
-
-    Raises:
-        InputError: an entry of another form; the message names the recording and the entry.
-    """
-    rows: list[tuple[Any, ...]] = []
-    for recording, items in entries:
-        if not isinstance(items, list):
-            raise InputError(f"{where}, recording {recording!r}: expected a list of entries, got {items!r:.80}")
-        for index, item in enumerate(items):
-            try:
-                start, end = item["segment"]
-                row = (recording, float(start), float(end), *(item[key] for key in keys))
-            except (KeyError, TypeError, ValueError) as error:
-                raise InputError(
-                    f"{where}, recording {recording!r}, entry {index}: expected segment [start, end], "
-                    f"{', '.join(keys)}; got {item!r:.120} ({error!r})"
-                ) from error
-            rows.append(row)
-    names = ("recording", "start_s", "end_s", *keys)
-    columns = [[row[place] for row in rows] for place in range(len(names))]
-    try:
-        return pl.DataFrame([pl.Series(n, c, dtype=DETECTION_SCHEMA[n]) for n, c in zip(names, columns, strict=True)])
-    except (TypeError, pl.exceptions.PolarsError) as error:
-        raise InputError(f"{where}: a label is not a text or a score is not a number: {error}") from error
+    return _Source(_read_competition_csv(path, class_ids), binned=True) if binned else _read_json(path, class_ids)
 
 
 def write_activitynet(detections: pl.DataFrame, path: Path, *, recordings: Iterable[str] = ()) -> None:
@@ -176,29 +166,39 @@ def write_parquet(detections: pl.DataFrame, path: Path) -> None:
         sort_detections(detections).write_parquet(temporary)
 
 
-def _header(path: Path) -> list[str]:
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        return [name.strip().strip('"') for name in file.readline().split(",")]
-
-
 def _read_columns(path: Path, score_column: str, system: str | None) -> pl.DataFrame:
     schema: dict[str, type[pl.DataType]] = {**INSTANCE_SCHEMA, score_column: pl.Float64, "system": pl.String}
     if path.suffix == ".csv":
+        _refuse_ground_truth(read_header(path), score_column, path)
         table = read_csv(path, schema, optional=["system"])
     else:
-        try:
-            table = pl.read_parquet(path)
-        except pl.exceptions.PolarsError as error:
-            raise InputError(f"{path}: not a readable parquet file ({error})") from error
-        missing = [name for name in schema if name not in table.columns and name != "system"]
-        if missing:
-            raise InputError(f"{path}: missing column {', '.join(missing)}; found {', '.join(table.columns)}")
+        table = _read_parquet(path, schema, score_column)
     if "system" in table.columns:
         table = _one_system(table, system, path)
     elif system is not None:
         raise InputError(f"{path}: there is no column `system` to choose {system!r} from")
     lines = [pl.col("line")] if path.suffix == ".csv" else []
     return table.select(*INSTANCE_SCHEMA, pl.col(score_column).alias("score"), *lines)
+
+
+def _read_parquet(path: Path, schema: Mapping[str, type[pl.DataType]], score_column: str) -> pl.DataFrame:
+    try:
+        found = list(pl.read_parquet_schema(path))
+        _refuse_ground_truth(found, score_column, path)
+        missing = [name for name in schema if name not in found and name != "system"]
+        if missing:
+            raise InputError(f"{path}: missing column {', '.join(missing)}; found {', '.join(found)}")
+        return pl.read_parquet(path, columns=[name for name in schema if name in found])
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        raise InputError(f"{path}: not a readable parquet file ({error})") from error
+
+
+def _refuse_ground_truth(found: list[str], score_column: str, path: Path) -> None:
+    if set(INSTANCE_SCHEMA) <= set(found) and score_column not in found:
+        raise InputError(
+            f"{path}: missing column {score_column}; found {', '.join(found)}. Is this the ground truth? {ARGUMENTS}; "
+            "if it is predictions, --score-column names the column to rank by"
+        )
 
 
 def _one_system(table: pl.DataFrame, system: str | None, path: Path) -> pl.DataFrame:
@@ -210,11 +210,20 @@ def _one_system(table: pl.DataFrame, system: str | None, path: Path) -> pl.DataF
     return table.filter(pl.col("system") == system) if system is not None else table
 
 
-def _read_activitynet(path: Path) -> pl.DataFrame:
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
-        raise InputError(f'{path}: expected ActivityNet results, {{"results": {{recording: [...]}}}}')
-    return activitynet_columns(content["results"].items(), keys=("label", "score"), where=path)
+def _read_json(path: Path, class_ids: Mapping[int, str]) -> _Source:
+    content = read_result_json(path)
+    if isinstance(content, list):
+        table, warnings = record_columns(content, class_ids=class_ids, where=path)
+        return _Source(table, warnings=warnings)
+    if isinstance(content, dict) and "database" in content:
+        raise InputError(f"{path}: holds annotations, not predictions. Are the two files swapped? {ARGUMENTS}")
+    results = [content[key] for key in RESULT_KEYS if key in content] if isinstance(content, dict) else []
+    if not results or not isinstance(results[0], dict):
+        raise InputError(
+            f'{path}: expected ActivityNet results, {{"results": {{recording: [{{"segment", "label", "score"}}]}}}}, '
+            'or a list of {"video_id", "t_start", "t_end", "label", "score"}'
+        )
+    return _Source(activitynet_columns(results[0].items(), keys=("label", "score"), where=path))
 
 
 def _read_competition_csv(path: Path, class_ids: Mapping[int, str]) -> pl.DataFrame:
@@ -259,9 +268,10 @@ def _validate(
         (pl.col("end_s") <= pl.col("start_s"), "end_s must be after start_s"),
         (pl.lit(not allow_negative) & (pl.col("start_s") < 0), "start_s must not be negative"),
     ]
-    for condition, message in rules:
-        bad = table.with_row_index("row").filter(condition)
-        if bad.height:
+    broken = table.select(condition.any().alias(message) for condition, message in rules).row(0)
+    for (condition, message), is_broken in zip(rules, broken, strict=True):
+        if is_broken:
+            bad = table.with_row_index("row").filter(condition)
             values = bad.row(0, named=True)
             row = values.pop("row")
             place = f"row {row} (counted from 0)" if lines is None else f"line {lines[row]}"

@@ -1,4 +1,4 @@
-"""Readers of ground truth: ActivityNet JSON, plain CSV, a talstack data folder."""
+"""Readers of ground truth: ActivityNet JSON, challenge records, plain CSV, a talstack data folder."""
 
 import math
 from collections.abc import Mapping
@@ -9,18 +9,21 @@ from typing import Any
 import polars as pl
 
 from talstack.io.detections import (
+    ARGUMENTS,
     BINEGO360_CLASSES,
     INSTANCE_SCHEMA,
-    activitynet_columns,
     count_negative,
+    count_repeated,
     drop_zero_length,
     validate_instances,
 )
 from talstack.io.errors import InputError, MissingInputError
-from talstack.io.files import read_json
 from talstack.io.manifest import SPLITS, Manifest
-from talstack.io.tables import read_csv
+from talstack.io.result_json import RESULT_KEYS, activitynet_columns, read_result_json, record_columns
+from talstack.io.tables import read_csv, read_header
 
+SWAPPED = f"holds predictions, not ground truth. Are the two files swapped? {ARGUMENTS}"
+SCORED = f"there are scores, which are not used. Is it a file of predictions? {ARGUMENTS}"
 SPLIT_NAMES: Mapping[str, str] = {"train": "training", "val": "validation", "test": "testing"}  # ActivityNet's
 
 
@@ -50,13 +53,15 @@ class GroundTruth:
 
 
 def read_ground_truth(path: Path, *, split: str | None = None) -> GroundTruth:
-    """Return the ground truth of an ActivityNet JSON, a CSV (recording, start_s, end_s, label) or a data folder.
+    """Return the ground truth of a data folder, a CSV (recording, start_s, end_s, label) or a JSON file.
+
+    JSON is ActivityNet's annotations or the challenge's records, [{"video_id", "t_start", "t_end", "label"}].
 
     Args:
         path: the file or folder.
         split: the part to take: in ActivityNet JSON its `subset` (train, val and test stand for training,
             validation and testing where the file says so; needed where there are several); in a data folder
-            train, val or test, the last being the default; not possible with CSV.
+            train, val or test, the last being the default; not possible with CSV and records.
 
     Raises:
         MissingInputError: nothing is there.
@@ -67,13 +72,22 @@ def read_ground_truth(path: Path, *, split: str | None = None) -> GroundTruth:
     if not path.is_file():
         raise MissingInputError(f"{path}: no such ground truth")
     if path.suffix == ".json":
-        return _from_activitynet(path, split)
+        return _from_json(path, split)
     if path.suffix != ".csv":
-        raise InputError(f"{path}: ground truth must be a .json or .csv file or a data folder")
-    if split is not None:
-        raise InputError(f"{path}: a CSV has no splits, so {split!r} cannot be chosen; filter its rows instead")
+        hint = f". Is it a file of predictions? {ARGUMENTS}" if path.suffix == ".parquet" else ""
+        raise InputError(f"{path}: ground truth must be a .json or .csv file or a data folder{hint}")
+    _refuse_split(path, split, "a CSV has")
+    header = read_header(path)
+    if header[:2] == ["id", "prediction"]:
+        raise InputError(f"{path}: {SWAPPED}")
     table = read_csv(path, INSTANCE_SCHEMA)
-    return _checked(table, table["recording"].unique().to_list(), path, BINEGO360_CLASSES)
+    truth = _checked(table, table["recording"].unique().to_list(), path, BINEGO360_CLASSES)
+    return replace(truth, warnings=(*truth.warnings, SCORED)) if "score" in header else truth
+
+
+def _refuse_split(path: Path, split: str | None, what: str) -> None:
+    if split is not None:
+        raise InputError(f"{path}: {what} no splits, so {split!r} cannot be chosen; filter its rows instead")
 
 
 def _from_folder(folder: Path, split: str) -> GroundTruth:
@@ -99,8 +113,20 @@ def _known(recordings: pl.DataFrame, column: str) -> dict[str, Any]:
     return dict(recordings.select("recording", column).drop_nulls().iter_rows())
 
 
-def _from_activitynet(path: Path, subset: str | None) -> GroundTruth:
-    content = read_json(path)
+def _from_json(path: Path, split: str | None) -> GroundTruth:
+    content = read_result_json(path)
+    if isinstance(content, dict) and "database" not in content and any(key in content for key in RESULT_KEYS):
+        raise InputError(f"{path}: {SWAPPED}")
+    if not isinstance(content, list):
+        return _from_activitynet(content, path, split)
+    _refuse_split(path, split, "a list of records has")
+    if any(isinstance(item, dict) and "score" in item for item in content):
+        raise InputError(f"{path}: {SWAPPED}")
+    table, _ = record_columns(content, class_ids=BINEGO360_CLASSES, where=path)
+    return _checked(table.drop("score"), table["recording"].unique().to_list(), path, BINEGO360_CLASSES)
+
+
+def _from_activitynet(content: Any, path: Path, subset: str | None) -> GroundTruth:
     database = content.get("database") if isinstance(content, dict) else None
     if not isinstance(database, dict) or not all(isinstance(entry, dict) for entry in database.values()):
         raise InputError(f'{path}: expected ActivityNet annotations, {{"database": {{recording: {{...}}}}}}')
@@ -142,4 +168,6 @@ def _choose_subset(database: Mapping[str, Mapping[str, Any]], subset: str | None
 def _checked(table: pl.DataFrame, recordings: list[str], path: Path, class_ids: Mapping[int, str]) -> GroundTruth:
     kept, dropped = drop_zero_length(table)
     instances = validate_instances(kept, where=str(path), allow_negative=True)
-    return GroundTruth(instances, tuple(sorted(recordings)), dropped, count_negative(instances), class_ids)
+    repeated = count_repeated(instances, "an instance that is listed twice counts twice")
+    warnings = (*count_negative(instances), *repeated)
+    return GroundTruth(instances, tuple(sorted(recordings)), dropped, warnings, class_ids)

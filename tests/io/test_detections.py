@@ -139,7 +139,9 @@ def test_several_systems_need_a_choice(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], "expected ActivityNet results"),
+        (7, "expected ActivityNet results"),
+        ({"results": []}, "expected ActivityNet results"),
+        ({"version": "1"}, "expected ActivityNet results"),
         ({"results": {"a": {"label": "x"}}}, "recording 'a': expected a list"),
         ({"results": {"a": [{"label": "x", "segment": [1], "score": 1}]}}, "recording 'a', entry 0"),
         ({"results": {"a": [{"label": "x", "segment": [1, "b"], "score": 1}]}}, "recording 'a', entry 0"),

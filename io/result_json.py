@@ -1,0 +1,182 @@
+"""JSON forms of detections and instances, read into tables.
+
+Two forms: ActivityNet's, {recording: [{"segment": [start, end], "label": name, "score": number}]}, which OpenTAD and
+ActionFormer write too (`results`) and Ego4D's Moments Queries challenge wants (`detect_results`); and the record per
+detection that the BinEgo-360 page shows, [{"video_id": ..., "t_start": ..., "t_end": ..., "label": ...}], here with
+an optional "score". Columns are built whole; only where that fails are the entries looked at one by one, to name the
+first that is wrong.
+"""
+
+import gc
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from talstack.io.errors import InputError, MissingInputError
+from talstack.io.source_rows import read_unique_json
+
+Bounds = Callable[[Any], Sequence[Any]]  # an entry's start and end
+RESULT_KEYS = ("results", "detect_results")
+RECORD_KEYS = ("video_id", "t_start", "t_end", "label")
+UNRANKED = "no entry has a score, so every score is 1.0 and the ranking, on which mAP rests, is undefined"
+
+
+def read_result_json(path: Path) -> Any:
+    """Return the parsed file, in which no recording stands twice (Python would keep the last one silently).
+
+    Raises:
+        MissingInputError: there is no such file.
+        InputError: it is not JSON, nested too deeply, or has a key twice in one object.
+    """
+    if not path.is_file():
+        raise MissingInputError(f"{path}: no such file")
+    collecting = gc.isenabled()
+    gc.disable()  # looking for cycles among millions of new dicts takes longer than parsing, and JSON has none
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        content = json.loads(text)
+        # refusing repeated keys while parsing takes twice as long; counting says whether it is needed
+        return content if isinstance(content, list) or _is_whole(content, text) else read_unique_json(path)
+    except json.JSONDecodeError:
+        return read_unique_json(path)  # says where
+    except RecursionError as error:
+        raise InputError(f"{path}: nested too deeply to be a table of intervals") from error
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _is_whole(content: Any, text: str) -> bool:
+    """Return whether results have as many entries as the text they were parsed from."""
+    results = [content[key] for key in RESULT_KEYS if key in content] if isinstance(content, dict) else []
+    lists = results[0].values() if results and isinstance(results[0], dict) else []
+    return bool(results) and sum(len(entries) for entries in lists if isinstance(entries, list)) == text.count(
+        '"segment"'
+    )
+
+
+def activitynet_columns(entries: Iterable[tuple[str, Any]], *, keys: Sequence[str], where: Path) -> pl.DataFrame:
+    """Return a table of ActivityNet's JSON entries: recording, start_s, end_s, then one column per key.
+
+    Args:
+        entries: (recording, list of {"segment": [start, end], "label": str, ...}).
+        keys: "label" and, for results, "score".
+        where: the file, for messages.
+
+    Raises:
+        InputError: an entry of another form, a number that is not finite, or an end before its start; the message
+            names the recording and the entry.
+    """
+    entries = list(entries)
+    for recording, items in entries:
+        if not isinstance(items, list):
+            raise InputError(f"{where}, recording {recording!r}: expected a list of entries, got {items!r:.80}")
+    flat = list(chain.from_iterable(items for _, items in entries))
+    table = _columns(flat, keys, _segment)
+    if table is None:
+        for place, item in _places(entries):
+            _refuse_if_bad(item, ("segment [start, end]", *keys), where=f"{where}, {place}", bounds=_segment)
+        raise InputError(f"{where}: the entries do not make a table of segment [start, end], {', '.join(keys)}")
+    counts = [len(items) for _, items in entries]
+    names = pl.Series("recording", [recording for recording, _ in entries], dtype=pl.String)
+    return table.insert_column(0, names.gather(np.repeat(np.arange(len(counts)), counts)))
+
+
+def record_columns(
+    records: Sequence[Any], *, class_ids: Mapping[int, str], where: Path
+) -> tuple[pl.DataFrame, tuple[str, ...]]:
+    """Return a table (recording, start_s, end_s, label, score) of challenge records, and warnings.
+
+    Args:
+        records: [{"video_id", "t_start", "t_end", "label"}], all with a "score" or none; a whole number as label is a
+            class id.
+        class_ids: label of each class id.
+        where: the file, for messages.
+
+    Raises:
+        InputError: an entry of another form, an unknown class id, or a score in some entries only.
+    """
+    scored = any(isinstance(item, dict) and "score" in item for item in records)
+    keys = ("video_id", "label", "score") if scored else ("video_id", "label")
+    named = [_named(item, class_ids, where=f"{where}, entry {index}") for index, item in enumerate(records)]
+    table = _columns(named, keys, _times)
+    if table is None:
+        for index, item in enumerate(named):
+            _refuse_if_bad(item, ("t_start, t_end", *keys), where=f"{where}, entry {index}", bounds=_times)
+        raise InputError(f"{where}: the entries do not make a table of {', '.join(RECORD_KEYS)}")
+    table = table.rename({"video_id": "recording"})
+    if not scored:
+        table = table.with_columns(score=pl.lit(1.0))
+    columns = ("recording", "start_s", "end_s", "label", "score")
+    return table.select(columns), () if scored or table.is_empty() else (UNRANKED,)
+
+
+def _columns(items: Sequence[Any], keys: Sequence[str], bounds: Bounds) -> pl.DataFrame | None:
+    """Return start_s, end_s and the keys; None where an entry does not fit, whichever it is."""
+    try:
+        segments = np.array([bounds(item) for item in items], dtype=np.float64)
+        segments = segments if items else segments.reshape(0, 2)
+        types = [pl.Float64 if key == "score" else pl.String for key in keys]
+        named = [
+            pl.Series(key, [item[key] for item in items], dtype=kind) for key, kind in zip(keys, types, strict=True)
+        ]
+    except (KeyError, TypeError, ValueError, OverflowError, pl.exceptions.PolarsError):
+        return None
+    if segments.shape != (len(items), 2) or any(series.null_count() for series in named):
+        return None
+    numbers = [segments, *(series.to_numpy() for series in named if series.dtype == pl.Float64)]
+    if not all(np.isfinite(values).all() for values in numbers) or (segments[:, 0] > segments[:, 1]).any():
+        return None
+    return pl.DataFrame([pl.Series("start_s", segments[:, 0]), pl.Series("end_s", segments[:, 1]), *named])
+
+
+def _places(entries: Iterable[tuple[str, Sequence[Any]]]) -> Iterator[tuple[str, Any]]:
+    for recording, items in entries:
+        for index, item in enumerate(items):
+            yield f"recording {recording!r}, entry {index}", item
+
+
+def _segment(item: Any) -> Sequence[Any]:
+    return item["segment"]
+
+
+def _times(item: Any) -> Sequence[Any]:
+    return item["t_start"], item["t_end"]
+
+
+def _named(item: Any, class_ids: Mapping[int, str], *, where: str) -> Any:
+    """Return the record with the label of its class id in place of the id."""
+    label = item.get("label") if isinstance(item, dict) else None
+    if isinstance(label, bool) or not isinstance(label, int):
+        return item
+    if label not in class_ids:
+        raise InputError(f"{where}: class id {label} is not one of {min(class_ids)}..{max(class_ids)}")
+    return {**item, "label": class_ids[label]}
+
+
+def _refuse_if_bad(item: Any, form: tuple[str, ...], *, where: str, bounds: Bounds) -> None:
+    """Raise InputError if the entry is not of the form: a name for its bounds, then its keys."""
+    try:
+        start, end = (float(value) for value in bounds(item))
+        values = {key: item[key] for key in form[1:]}
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{where}: expected {', '.join(form)}; got {item!r:.120} ({error!r})") from error
+    score = values.pop("score", 0.0)
+    texts = [key for key, value in values.items() if not isinstance(value, str)]
+    if texts:
+        problem = f"{texts[0]} is not a text"
+    elif isinstance(score, bool) or not isinstance(score, int | float):
+        problem = "score is not a number"
+    elif not all(map(math.isfinite, (start, end, score))):
+        problem = "times and score must be finite"
+    elif end < start:
+        problem = "end_s must be after start_s"
+    else:
+        return
+    raise InputError(f"{where}: {problem}; got {item!r:.120}")
