@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import polars as pl
 
 from talstack.io.bins import num_bins, parse_row_id
@@ -153,5 +152,5 @@ def _usable(entries: pl.DataFrame, findings: list[Finding], class_ids: dict[int,
         places, on=["line", "entry"], how="anti"
     )
     label = pl.col("class_id").cast(pl.Int64).replace_strict(class_ids, return_dtype=pl.String)
-    rounded = [pl.Series(name, np.round(kept[name].to_numpy(), 1)) for name in ("start_s", "end_s")]
-    return kept.with_columns(*rounded, label=label).select(list(DETECTION_SCHEMA))
+    rounded = {name: pl.col(f"rounded_{name}") for name in ("start_s", "end_s")}
+    return kept.with_columns(label=label, **rounded).select(list(DETECTION_SCHEMA))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from talstack.io.bins import BIN_S, MIN_PIECE_S, SLACK_S, parse_entries
@@ -17,7 +18,6 @@ from talstack.io.errors import InputError
 from talstack.io.submission_findings import Finding, finding
 
 MANY_ENTRIES = 1000
-GRID_S = 0.1
 ON_GRID_S = 1e-6  # 12.299999999 is 12.3 after arithmetic, not another time
 PAST_END_S = 0.1  # a start just before the recording's end may round to just after it
 FRAME_RATES = (30, 25, 24, 50, 60, 15, 10)
@@ -59,8 +59,8 @@ def parse_rows(rows: Sequence[RowText]) -> tuple[pl.DataFrame, list[Finding]]:
     """Return all entries that are four numbers, and findings about the text of the others.
 
     Returns:
-        table (line, entry, class_id, start_s, end_s, score, recording, low_s, duration_s, last_s), numbers as
-        float64; entries are counted from 1 within their row.
+        table (line, entry, class_id, start_s, end_s, score, rounded_start_s, rounded_end_s, recording, low_s,
+        duration_s, last_s), numbers as float64, rounded ones to 0.1 s; entries are counted from 1 within their row.
     """
     findings: list[Finding] = []
     numbers: list[float] = []
@@ -96,8 +96,9 @@ def _entry_table(rows: Sequence[RowText], owners: list[int], places: list[int], 
     )
     columns = {name: pl.Series(numbers[place::4], dtype=pl.Float64) for place, name in enumerate(NUMBERS)}
     table = context[owners] if owners else context.clear()
-    entry = pl.Series("entry", places, dtype=pl.Int64)
-    return table.with_columns(entry, **columns)
+    # numpy's rounding, as in `talstack.io.bins`: polars takes 0.05 the other way
+    rounded = {f"rounded_{name}": pl.Series(np.round(columns[name].to_numpy(), 1)) for name in ("start_s", "end_s")}
+    return table.with_columns(pl.Series("entry", places, dtype=pl.Int64), **columns, **rounded)
 
 
 def _entries_of(text: str) -> tuple[list[Any], str | None]:
@@ -128,8 +129,10 @@ def _why_no_list(text: str, error: InputError) -> str:
     stripped = text.strip()
     if not stripped:
         return "the prediction is empty; a bin with nothing is []"
-    if stripped[0] == stripped[-1] == "'":
-        return "the list is in single quotes, which makes it a text; a CSV quotes with double quotes"
+    if stripped[0] == stripped[-1] and stripped[0] in "'\"":
+        return (
+            "the list is in quotes of its own, which makes it a text; a CSV takes double quotes right after the comma"
+        )
     if NUMPY_SCALAR.search(text):
         return f"{text[:60]!r} holds numpy's own notation; write plain numbers: float(x)"
     if re.search(r"\b(nan|inf)\b", text):
@@ -202,8 +205,9 @@ def _time_rules() -> list[Rule]:
     outside = (low.is_not_null() & ((start < low) | (end > low + BIN_S))).fill_null(False)
     inside = ordered & ~outside
     short = end - start < MIN_PIECE_S - SLACK_S
-    rounded = end.round(1) - start.round(1)
-    off_grid = ((start - start.round(1)).abs() > ON_GRID_S) | ((end - end.round(1)).abs() > ON_GRID_S)
+    rounded_start, rounded_end = pl.col("rounded_start_s"), pl.col("rounded_end_s")
+    rounded = rounded_end - rounded_start
+    off_grid = ((start - rounded_start).abs() > ON_GRID_S) | ((end - rounded_end).abs() > ON_GRID_S)
     rounds_short = off_grid & (rounded < MIN_PIECE_S - SLACK_S)
     length = (end - start).round(3)
     return [
