@@ -191,7 +191,8 @@ def _by_score(case: Case) -> np.ndarray:
     """Return all rows, (n,) int64, by descending score; ties as the evaluator breaks them, then by label."""
     table = case.detections.select(pl.int_range(pl.len(), dtype=pl.Int64).alias("place"), *DETECTION_SCHEMA)
     order = ["score", "recording", "start_s", "end_s", "label"]
-    return table.sort(order, descending=[True, False, False, False, False])["place"].to_numpy()
+    # equal rows stay in their order, as in matching: the one that takes an instance comes first
+    return table.sort(order, descending=[True, False, False, False, False], maintain_order=True)["place"].to_numpy()
 
 
 def _aps(case: Case, rows: np.ndarray, *, label: np.ndarray, is_hit: np.ndarray) -> np.ndarray:

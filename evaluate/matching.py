@@ -187,7 +187,8 @@ def _by_score(descending: np.ndarray, tie_breakers: tuple[np.ndarray, ...]) -> n
     new = np.append(True, sorted_values[1:] != sorted_values[:-1])[: order.size]
     tied = np.flatnonzero(~(new & np.append(new[1:], True)[: new.size]))
     rows = order[tied]
-    order[tied] = rows[np.lexsort((*(key[rows] for key in tie_breakers), np.cumsum(new)[tied]))]
+    # the row comes last: equal rows stay in their order, on which `talstack.evaluate.false_positives` relies
+    order[tied] = rows[np.lexsort((rows, *(key[rows] for key in tie_breakers), np.cumsum(new)[tied]))]
     return order
 
 
