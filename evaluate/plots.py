@@ -181,7 +181,7 @@ def plot_class_ap(per_class: pl.DataFrame, *, tiou_thresholds: Sequence[float], 
         text = f"{left_out} classes between these are left out"
         axes.annotate(text, (1, MAX_CLASSES // 2), va="center", fontsize=8, color=PALE, style="italic")
     axes.axvline(mean, color=COLOURS["confusion"], linestyle="--", zorder=0, label=f"mean of all classes {mean:.1f}")
-    axes.set(xlim=(0, 108), ylim=(places.max() + 0.7 if rows.height else 1, -0.7), xticks=range(0, 101, 20))
+    axes.set(xlim=(0, max(10.0, 1.1 * values.max(initial=0.0))), ylim=(places.max(initial=0) + 0.7, -0.7))
     _percent(axes.xaxis, "average precision (number of instances in brackets)")
     figure.legend(loc="outside lower right", frameon=False, fontsize=8.5)
     return figure
@@ -267,6 +267,10 @@ def plot_scene_confusion(confusion: pl.DataFrame, *, about: str = "") -> "Figure
     axes.set_yticks(range(len(actual)), [_text(name) for name in actual], fontsize=8.5)
     axes.set(xlabel="predicted scene", ylabel="true scene")
     axes.tick_params(length=0)
+    axes.set_xticks(np.arange(len(columns)) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(actual)) - 0.5, minor=True)
+    axes.tick_params(which="minor", length=0)
+    axes.grid(which="minor", color=LINE, linewidth=0.5)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=range(0, 101, 25))
     _percent(bar.ax.yaxis, "share of the scene's recordings")
     bar.outline.set_visible(False)

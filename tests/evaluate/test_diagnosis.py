@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -9,9 +10,9 @@ from talstack.evaluate.diagnosis import FRAMES, diagnose, range_text, with_scene
 from talstack.evaluate.false_positives import classify_detections, error_impact
 from talstack.evaluate.map import evaluate_detections
 from talstack.evaluate.sensitivity import PRESET_EDGES
-from talstack.io.detections import DETECTION_SCHEMA, INSTANCE_SCHEMA
+from talstack.io.detections import DETECTION_SCHEMA, INSTANCE_SCHEMA, read_predictions
 from talstack.io.errors import InputError
-from talstack.io.ground_truth import GroundTruth
+from talstack.io.ground_truth import GroundTruth, read_ground_truth
 from talstack.io.manifest import SCHEMAS, Manifest, empty_table
 from talstack.io.predictions import ModelKey, scene_rows, segment_rows
 from talstack.io.targets import segment_index
@@ -183,3 +184,16 @@ def test_heads_and_scenes_of_a_run(found, manifest):
     assert [name for name, _ in more.frames()] == list(FRAMES)
     assert more.to_json()["scene"]["num_recordings"] == 2
     assert with_scenes(found, probs, manifest, recordings=["c"]) is found  # its scene is not known
+
+
+def test_tied_scores_of_real_data_in_any_order(shared_data):
+    folder = shared_data / "conformance" / "activitynet"
+    detections = read_predictions(folder / "predictions_ties.csv").detections
+    truth = read_ground_truth(folder / "ground_truth.json")
+    found = diagnose(detections, truth, tiou_thresholds=(0.5, 0.95))
+    shuffled = replace(truth, instances=truth.instances.sample(fraction=1, shuffle=True, seed=1))
+    again = diagnose(detections.sample(fraction=1, shuffle=True, seed=2), shuffled, tiou_thresholds=(0.5, 0.95))
+    assert again.to_json() == found.to_json()
+    assert found.error_impact.filter(pl.col("tiou").is_null())["map"].to_list() == pytest.approx(
+        [found.result.average_map] * 6, abs=1e-12
+    )
