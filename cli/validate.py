@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,10 +81,9 @@ def score(check: "SubmissionCheck", manifest: "Manifest", split: str) -> dict[st
 
 def to_json(file: Path, check: "SubmissionCheck", *, split: str, score: dict[str, Any] | None) -> dict[str, Any]:
     """Return the object that --json prints."""
-    from dataclasses import asdict
+    from talstack.io.submission_findings import KINDS, Finding
 
-    from talstack.io.submission_findings import KINDS
-
+    names = [field.name for field in fields(Finding)]
     kinds = [{"kind": kind, "severity": KINDS[kind], "count": count} for kind, count in check.counts().items()]
     return {
         "file": str(file),
@@ -95,7 +95,7 @@ def to_json(file: Path, check: "SubmissionCheck", *, split: str, score: dict[str
         "num_errors": check.num_errors,
         "num_warnings": len(check.findings) - check.num_errors,
         "kinds": kinds,
-        "findings": [asdict(found) for found in check.findings],
+        "findings": [{name: getattr(found, name) for name in names} for found in check.findings],
         "missing": list(check.missing),
         "score": score,
     }
