@@ -61,7 +61,9 @@ def command(  # noqa: PLR0913 - one parameter per option
         lines.append(f"{seen} of these recordings were seen by the fine-tuned backbone; their figures are optimistic")
     for warning in lines:
         click.echo(f"warning: {warning}", err=True)
-    files = write_files(diagnosis, out, plots=plots or "png", about=about(scored)) if out is not None else []
+    files = (
+        write_files(diagnosis, out, plots=plots or "png", about=about(scored, predictions)) if out is not None else []
+    )
     if as_json:
         value = {**diagnosis.to_json(), "seen_recordings": seen, "files": [str(path) for path in files]}
         click.echo(json.dumps(value, allow_nan=False))
@@ -118,11 +120,12 @@ def add_run(diagnosis: "Diagnosis", scored: "Scored", run: Path, ground_truth: P
     return diagnosis, seen
 
 
-def about(scored: "Scored") -> str:
+def about(scored: "Scored", path: Path) -> str:
     """Return which predictions these are and how many, for the figures."""
+    name = path.resolve().name + scored.name.removeprefix(str(path))
     counts = (scored.predictions.detections.height, scored.instances.height, len(scored.truth.recordings))
     binned = ", cut into ten-second bins" if scored.predictions.binned else ""
-    return "{}: {:,} detections, {:,} instances, {:,} recordings{}".format(Path(scored.name).name, *counts, binned)
+    return name + ": {:,} detections, {:,} instances, {:,} recordings".format(*counts) + binned
 
 
 def write_files(diagnosis: "Diagnosis", folder: Path, *, plots: str, about: str) -> list[Path]:

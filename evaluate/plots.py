@@ -7,6 +7,7 @@ matplotlib Figure; `about` says which data and system it shows.
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -179,7 +180,7 @@ def plot_class_ap(per_class: pl.DataFrame, *, tiou_thresholds: Sequence[float], 
     axes.set_yticks(places, names, fontsize=8)
     if left_out:
         text = f"{left_out} classes between these are left out"
-        axes.annotate(text, (1, MAX_CLASSES // 2), va="center", fontsize=8, color=PALE, style="italic")
+        axes.annotate(text, (1, MAX_CLASSES // 2), va="center", fontsize=8, color=PALE, style="italic", bbox=HALO)
     axes.axvline(mean, color=COLOURS["confusion"], linestyle="--", zorder=0, label=f"mean of all classes {mean:.1f}")
     axes.set(xlim=(0, max(10.0, 1.1 * values.max(initial=0.0))), ylim=(places.max(initial=0) + 0.7, -0.7))
     _percent(axes.xaxis, "average precision (number of instances in brackets)")
@@ -338,10 +339,11 @@ def _figure(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    top = 1 - 0.62 / height
+    lines = wrap(about, int(12.5 * width)) or [""]  # characters of this size per inch
+    top = 1 - (0.45 + 0.17 * len(lines)) / height
     figure.get_layout_engine().set(rect=(0.0, 0.0, 1.0, top), w_pad=0.1, h_pad=0.08)  # type: ignore[union-attr,call-arg]
     figure.text(0.12 / width, 1 - 0.1 / height, _text(title), va="top", fontsize=12, weight="bold", color=INK)
-    figure.text(0.12 / width, 1 - 0.36 / height, _text(about), va="top", fontsize=9, color=PALE)
+    figure.text(0.12 / width, 1 - 0.36 / height, _text("\n".join(lines)), va="top", fontsize=9, color=PALE)
     widths = widths if columns == 1 else (1,) * columns
     share: Any = {"sharey": True} if len(widths) > 1 else {"sharex": True}
     axes = figure.subplots(len(heights), len(widths), height_ratios=heights, width_ratios=widths, **share)

@@ -1,12 +1,14 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
 from click.testing import CliRunner
 
-from talstack.cli.diagnose import command
+from talstack.cli.diagnose import about, command
 from talstack.cli.main import main
+from talstack.cli.scored import read_scored
 from talstack.io.detections import DETECTION_SCHEMA
 from talstack.io.errors import InputError, MissingInputError
 from talstack.io.files import write_json
@@ -148,3 +150,9 @@ def test_the_group_has_the_command(files):
     result = CliRunner().invoke(main, ["diagnose", *map(str, files)])
     assert result.exit_code == 0
     assert CliRunner().invoke(main, ["diagnose", str(files[0])]).exit_code == 2
+
+
+def test_figures_name_run_and_system_without_the_way_there(run):
+    scored = read_scored(run, system="mean")
+    assert about(scored, run) == "run (mean): 1 detections, 1 instances, 1 recordings"
+    assert about(replace(scored, name=f"{run} (pano/rgb/gbm)"), run).startswith("run (pano/rgb/gbm): ")

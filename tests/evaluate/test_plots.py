@@ -163,3 +163,15 @@ def test_no_detection_and_no_error(found, tmp_path):
     )
     save_figure(empty, tmp_path / "empty.png")
     assert (tmp_path / "empty.png").stat().st_size > 1000
+
+
+def test_long_names_are_wrapped_and_stay_inside(found):
+    figure = plot_score_reliability(found.score_reliability, about="a rather long name " * 12)
+    figure.draw_without_rendering()
+    assert figure.texts[1].get_text().count("\n") >= 2
+    for text in figure.texts:
+        box = text.get_window_extent().transformed(figure.transFigure.inverted())
+        assert box.x0 >= 0
+        assert box.x1 <= 1
+    lowest = figure.texts[1].get_window_extent().y0
+    assert figure.axes[0].get_window_extent().y1 <= lowest
