@@ -143,15 +143,7 @@ def average_recall(
     average = recall.mean(axis=0)
     budget = np.arange(1, NUM_POINTS + 1) / float(NUM_POINTS) * max_proposals
     area = float(((average[1:] + average[:-1]) / 2 * np.diff(budget)).sum() / budget[-1])
-    return AverageRecall(
-        tiou=thresholds,
-        num_proposals=budget,
-        recall=recall,
-        average=average,
-        auc=area,
-        num_recordings=len(names),
-        num_other=proposals.height - ranked.row.size,
-    )
+    return AverageRecall(thresholds, budget, recall, average, area, len(names), proposals.height - ranked.row.size)
 
 
 def recall_at_kx(
@@ -180,23 +172,34 @@ def recall_at_kx(
     known = pl.col("label").is_in(classes.to_list()) & pl.col("recording").is_in(names.to_list())
     ranked = rank_intervals(detections.filter(known), classes, names)
     truth = rank_intervals(instances, classes, names)
-    pairs = overlapping_pairs(ranked, truth, float(thresholds.min()) * (1 - ROUNDING))
-    place = _place_in_group(ranked)[pairs.detection]
-    num_wanted = np.bincount(truth.group, minlength=len(classes) * len(names))[truth.group]
-    best = np.zeros((2, truth.row.size, len(k)))
-    for j, factor in enumerate(k):
-        near = place < factor * num_wanted[pairs.instance]
-        for row, tiou in zip(best, (pairs.tiou, hull_tiou(ranked, truth, pairs)), strict=True):
-            np.maximum.at(row[:, j], pairs.instance[near], tiou[near])
-    is_found = best[0][None] >= thresholds[:, None, None]
+    best, best_hull = _best_tious(ranked, truth, k, min_tiou=float(thresholds.min()))
+    is_found = best[None] >= thresholds[:, None, None]
     per_class = np.stack([is_found[:, truth.label == index].mean(axis=1) for index in range(len(classes))])
     return RecallAtKx(
         tiou=thresholds,
         k=tuple(int(factor) for factor in k),
         per_class=dict(zip(classes.to_list(), per_class, strict=True)),
         mean=per_class.mean(axis=0),
-        pooled=(best[1][None] > thresholds[:, None, None]).mean(axis=1),
+        pooled=(best_hull[None] > thresholds[:, None, None]).mean(axis=1),
     )
+
+
+def _best_tious(
+    detections: Ranked, truth: Ranked, k: Sequence[int], *, min_tiou: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return two (m, J): the tIoU of each instance with the best of its k * x detections, the usual one and the hull's.
+
+    A tIoU below `min_tiou` may be given as 0.
+    """
+    pairs = overlapping_pairs(detections, truth, min_tiou * (1 - ROUNDING))
+    place = _place_in_group(detections)[pairs.detection]
+    num_wanted = np.bincount(truth.group)[truth.group]
+    best = np.zeros((2, truth.row.size, len(k)))
+    for j, factor in enumerate(k):
+        near = place < factor * num_wanted[pairs.instance]
+        for table, tiou in zip(best, (pairs.tiou, hull_tiou(detections, truth, pairs)), strict=True):
+            np.maximum.at(table[:, j], pairs.instance[near], tiou[near])
+    return best[0], best[1]
 
 
 def _proposals_taken(counts: np.ndarray, num_all: int, max_proposals: float) -> np.ndarray:
@@ -208,7 +211,7 @@ def _proposals_taken(counts: np.ndarray, num_all: int, max_proposals: float) -> 
         max_proposals: AN at the last point.
     """
     budget = max_proposals * float(counts.size)
-    kept = np.minimum((counts * (budget / max(num_all, 1))).astype(np.int64), counts)
+    kept = np.minimum((counts * (budget / max(int(counts.sum()), 1))).astype(np.int64), counts)
     share = np.arange(1, NUM_POINTS + 1) / float(NUM_POINTS) * (budget / max(int(kept.sum()), 1))
     return np.minimum((kept[:, None] * share).astype(np.int64), kept[:, None])
 
