@@ -161,9 +161,29 @@ def test_localization_goes_before_a_larger_overlap_with_another_label():
     assert kinds_of(found, truth, precedence="overlap") == ["confusion"]
 
 
-@pytest.mark.parametrize(("end", "kind"), [(5.0, "true positive"), (4.9, "localization"), (1.0, "localization")])
-def test_thresholds_belong_to_the_better_kind(end, kind):
-    assert kinds_of([("a", 0.0, end, "x", 0.9)], [("a", 0.0, 10.0, "x")]) == [kind]
+@pytest.mark.parametrize(
+    ("label", "end", "kind"),
+    [
+        ("x", 5.0, "double detection"),
+        ("x", 4.9, "localization"),
+        ("x", 1.0, "localization"),
+        ("x", 0.9, "background"),
+        ("y", 5.0, "wrong label"),
+        ("y", 4.9, "confusion"),
+        ("y", 1.0, "confusion"),
+        ("y", 0.9, "background"),
+    ],
+)
+def test_a_value_at_the_threshold_counts(label, end, kind):
+    found = [("a", 0.0, 5.0, "x", 0.9), ("a", 0.0, end, label, 0.8)]  # the first has exactly 0.5 with the instance
+    assert kinds_of(found, [("a", 0.0, 10.0, "x")]) == ["true positive", kind]
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_of_two_labels_with_the_same_interval_the_first_by_name_decides(order):
+    truth = instances(("a", 0.0, 10.0, "y"), ("a", 0.0, 10.0, "z"))[order]
+    row = classify_detections(detections(("a", 0.0, 10.0, "x", 0.9)), truth).row(0, named=True)
+    assert (row["kind"], row["instance_label"], row["instance"]) == ("wrong label", "y", order.index(0))
 
 
 def test_a_label_that_the_ground_truth_lacks():
@@ -280,6 +300,12 @@ X, Y = ("a", 0.0, 10.0, "x"), ("a", 50.0, 60.0, "y")
         ("localization", [("a", 0.0, 4.0, "x", 0.9), (*X, 0.8)], [X], (1, 0.5, 1.0, 1.0)),
         # of two only the better takes it; the other goes
         ("localization", [("a", 0.0, 4.0, "x", 0.9), ("a", 0.0, 3.0, "x", 0.8)], [X, Y], (2, 0.0, 0.0, 0.5)),
+        (
+            "localization",
+            [("a", 0.0, 3.0, "x", 0.7), ("a", 80.0, 90.0, "x", 0.8), ("a", 0.0, 4.0, "x", 0.9)],
+            [X],
+            (2, 0.0, 0.0, 1.0),
+        ),
         ("wrong label", [("a", 0.0, 10.0, "y", 0.9), (*Y, 0.8)], [X, Y], (1, 0.25, 0.5, 1.0)),
         # a wrong label keeps its score: ranked after the false positive of its new label
         ("wrong label", [("a", 0.0, 10.0, "y", 0.5), ("a", 80.0, 90.0, "x", 0.6)], [X], (1, 0.0, 0.0, 0.5)),
