@@ -54,9 +54,9 @@ DPI = 160
 NO_PREDICTION = "(no prediction)"
 HALO = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # keeps a figure legible where a line crosses it
 TITLES = {
-    "coverage": "coverage: length in percent of the recording",
+    "coverage": "coverage: share\nof the recording",
     "length": "length",
-    "num_instances": "instances of the class in the recording",
+    "num_instances": "instances of the class\nin the recording",
 }
 
 
@@ -282,7 +282,7 @@ def _by_group(frame: pl.DataFrame, column: str, *, title: str, about: str, colou
     """Return one panel per characteristic with a bar per group; the row `all` is a line through all of them."""
     whole = frame.filter(pl.col("characteristic") == ALL)
     parts = frame.filter(pl.col("characteristic") != ALL).partition_by("characteristic", maintain_order=True)
-    sizes = [part.height for part in parts]
+    sizes = [max(part.height, 2) for part in parts]
     top = 100 * max(0.1, 1.15 * frame[column].fill_null(0.0).to_numpy().max(initial=0.0))
     figure, grid = _figure(max(8.0, 2.0 + 0.9 * sum(sizes)), 4.6, title, about, widths=sizes)
     for axes, part in zip(np.ravel(grid), parts, strict=True):
