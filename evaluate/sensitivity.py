@@ -9,7 +9,7 @@ instance:
 - num_instances: how many instances of its label its recording has, itself included.
 
 Groups of a characteristic are given by their upper edges, inclusive; the last is infinite. Values are compared to
-nine decimals, so that an instance from 10.1 to 40.1 s lasts 30 s.
+nine decimals, so that an instance from 2.2 to 32.2 s lasts 30 s.
 """
 
 import math

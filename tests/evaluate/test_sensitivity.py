@@ -51,7 +51,7 @@ def test_values_and_the_order_of_rows():
     [
         (0.0, 30.0, "XS"),
         (0.0, 30.001, "S"),
-        (10.1, 40.1, "XS"),
+        (2.2, 32.2, "XS"),
         (0.0, 60.0, "S"),
         (0.0, 180.0, "L"),
         (0.0, 181.0, "XL"),
@@ -207,6 +207,15 @@ def test_an_instance_found_at_too_low_a_precision_is_missed(num_before, num_miss
     found = detections(*wrong, ("a", 0.0, 10.0, "x", 0.5))  # precision 1 / (num_before + 1) against 0.05
     assert false_negatives(found, described)["num_missed"][0] == num_missed
     assert false_negatives(found, described, min_precision=0.0)["num_missed"][0] == 0
+
+
+@pytest.mark.parametrize(("num_before", "num_missed"), [(37, 0), (38, 1)])
+def test_the_precision_of_misses_is_normalised(num_before, num_missed):
+    others = [("a", float(i), i + 1.0, "y") for i in range(3)]
+    described = describe_instances(instances(("a", 0.0, 10.0, "x"), *others), {})  # N = 2
+    found = [("b", 0.0, 10.0, "x", 0.9)] * num_before + [("a", 0.0, 10.0, "x", 0.5)]  # 2 / (2 + num_before)
+    found += [(*other, 0.9) for other in others]
+    assert false_negatives(detections(*found), described)["num_missed"][0] == num_missed
 
 
 def test_refuses():
