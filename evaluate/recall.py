@@ -211,7 +211,7 @@ def _proposals_taken(counts: np.ndarray, num_all: int, max_proposals: float) -> 
         max_proposals: AN at the last point.
     """
     budget = max_proposals * float(counts.size)
-    kept = np.minimum((counts * (budget / max(int(counts.sum()), 1))).astype(np.int64), counts)
+    kept = np.minimum((counts * (budget / max(num_all, 1))).astype(np.int64), counts)
     share = np.arange(1, NUM_POINTS + 1) / float(NUM_POINTS) * (budget / max(int(kept.sum()), 1))
     return np.minimum((kept[:, None] * share).astype(np.int64), kept[:, None])
 
