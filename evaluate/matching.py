@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-PAIRS_PER_BLOCK = 250_000  # fits the processor's cache
+PAIRS_PER_BLOCK = 32_768  # fits the processor's cache: larger arrays take twice as long
 FEW_INSTANCES = 8  # of a class in a recording: all of them are measured
 
 
@@ -98,14 +98,9 @@ def match_detections(
     listed = pl.Series("recording", list(recordings), dtype=pl.String)
     names = pl.concat([detections["recording"], instances["recording"], listed]).unique().sort()
     ranked, truth = (rank_intervals(table, classes, names) for table in (detections, instances))
-    hits: dict[float, Hits] = {}
     pairs = overlapping_pairs(ranked, truth, float(thresholds.min()))
-    for threshold in np.sort(thresholds).tolist():  # a pair that misses one threshold misses all higher ones
-        pairs = _at_least(pairs, threshold)
-        hits[threshold] = true_positives(pairs, threshold, truth.label.size)
-    return Matched(
-        tuple(classes), tuple(names), ranked, truth, thresholds, tuple(hits[value] for value in thresholds.tolist())
-    )
+    hits = tuple(true_positives(pairs, threshold, truth.label.size) for threshold in thresholds)
+    return Matched(tuple(classes), tuple(names), ranked, truth, thresholds, hits)
 
 
 def rank_intervals(table: pl.DataFrame, classes: pl.Series, recordings: pl.Series) -> Ranked:
@@ -118,9 +113,7 @@ def rank_intervals(table: pl.DataFrame, classes: pl.Series, recordings: pl.Serie
     label, recording = _codes(table["label"], classes), _codes(table["recording"], recordings)
     start_s, end_s = table["start_s"].to_numpy(), table["end_s"].to_numpy()
     if "score" in table.columns:
-        order = _by_score(-table["score"].to_numpy(), (end_s, start_s, recording))
-        # numpy sorts 8 and 16 bit integers by counting
-        order = order[np.argsort(label[order].astype(np.min_scalar_type(len(classes))), kind="stable")]
+        order = _by_label_and_score(label, table["score"].to_numpy(), (end_s, start_s, recording))
     else:
         order = np.lexsort((end_s, start_s, recording, label))
     group = label * len(recordings) + recording
@@ -154,11 +147,11 @@ def true_positives(pairs: Pairs, threshold: float, num_instances: int) -> Hits:
     Each round, every detection that holds nothing asks for the best instance that has not yet refused it; an instance
     keeps the highest-ranked asker and refuses the others, for good, also the one that it had kept so far.
     """
-    pairs = _at_least(pairs, threshold)
-    is_first = np.append(True, pairs.detection[1:] != pairs.detection[:-1])[: pairs.detection.size]
-    is_last = np.append(is_first[1:], True)[: is_first.size]
-    asking = np.flatnonzero(is_first)
-    nobody = is_first.size
+    enough = pairs.tiou >= threshold
+    again = np.append(False, pairs.detection[1:] == pairs.detection[:-1])[: enough.size]
+    asking = np.flatnonzero(enough & ~again)
+    has_next = np.append((enough & again)[1:], False)  # the same detection's next best instance will do as well
+    nobody = enough.size
     kept = np.full(num_instances, nobody)  # the pair that each instance keeps; lower means a higher-ranked detection
     while asking.size:
         instance = pairs.instance[asking]
@@ -167,28 +160,28 @@ def true_positives(pairs: Pairs, threshold: float, num_instances: int) -> Hits:
         won = kept[instance] == asking
         displaced = before[won]
         refused = np.concatenate([asking[~won], displaced[displaced != nobody]])
-        asking = refused[~is_last[refused]] + 1
+        asking = refused[has_next[refused]] + 1
     kept = np.sort(kept[kept != nobody])
     return Hits(pairs.detection[kept], pairs.instance[kept])
 
 
-def _at_least(pairs: Pairs, threshold: float) -> Pairs:
-    enough = pairs.tiou >= threshold
-    return pairs if enough.all() else Pairs(pairs.detection[enough], pairs.instance[enough], pairs.tiou[enough])
+def _by_label_and_score(label: np.ndarray, score: np.ndarray, tie_breakers: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Return the order by label, then descending score, then the breakers, of which the last comes first.
 
-
-def _by_score(descending: np.ndarray, tie_breakers: tuple[np.ndarray, ...]) -> np.ndarray:
-    """Return the order of `descending`, which is ascending; only its ties are sorted by the breakers, last key first.
-
-    The same as one `lexsort` over everything, which takes several times longer.
+    The same as one `lexsort` over all of them in a fifth of the time: numpy sorts 16-bit integers by counting, and a
+    float64 whose bits are read as an integer (the lower ones of a negative number flipped) is four of those.
     """
-    order = np.argsort(descending)
-    sorted_values = descending[order]
-    new = np.append(True, sorted_values[1:] != sorted_values[:-1])[: order.size]
-    tied = np.flatnonzero(~(new & np.append(new[1:], True)[: new.size]))
-    rows = order[tied]
-    # the row comes last: equal rows stay in their order, on which `talstack.evaluate.false_positives` relies
-    order[tied] = rows[np.lexsort((rows, *(key[rows] for key in tie_breakers), np.cumsum(new)[tied]))]
+    bits = (0.0 - score).view(np.int64)  # minus zero becomes zero
+    bits ^= (bits >> 63) & np.iinfo(np.int64).max
+    digits = [(bits >> shift).astype(np.uint16) for shift in (0, 16, 32)] + [(bits >> 48).astype(np.int16)]
+    order = np.lexsort((*digits, label.astype(np.min_scalar_type(label.max(initial=0)))))
+    same = (np.diff(bits[order]) == 0) & (np.diff(label[order]) == 0)
+    is_tied = np.zeros(order.size, dtype=bool)
+    is_tied[1:] |= same
+    is_tied[:-1] |= same
+    tied = np.flatnonzero(is_tied)
+    rows, run = order[tied], np.append(0, np.cumsum(~same))[tied]
+    order[tied] = rows[np.lexsort((*(key[rows] for key in tie_breakers), run))]
     return order
 
 

@@ -164,6 +164,21 @@ def test_ties_are_broken_by_recording_start_end_and_never_by_row():
     assert evaluate(found, truth).ap["x"][0] == pytest.approx(2 / 3)  # [0, 2] is walked first: precision 2/3 twice
 
 
+def test_scores_of_any_sign_and_size_are_walked_in_descending_order():
+    scores = [1e300, 2.5, 1.0, 5e-324, 0.0, -5e-324, -1.0, -2.5, -1e300]
+    for rank in range(len(scores)):
+        truth = instances(("a", 100 * rank, 100 * rank + 10, "x"))  # only the detection of that rank is a hit
+        found = detections(*(("a", 100 * i, 100 * i + 10, "x", score) for i, score in enumerate(scores)))
+        assert evaluate(found.reverse(), truth).ap["x"] == (1 / (rank + 1),)
+
+
+def test_zero_and_minus_zero_tie():
+    truth = instances(("a", 0, 10, "x"), ("a", 50, 60, "x"))
+    for first, second in ((0.0, -0.0), (-0.0, 0.0)):
+        found = detections(("a", 50, 60, "x", first), ("a", 20, 30, "x", second), ("a", 0, 10, "x", second))
+        assert evaluate(found, truth).ap["x"][0] == pytest.approx((1 + 2 / 3) / 2)  # by start: hit, miss, hit
+
+
 def test_the_same_prediction_twice_is_one_hit_and_one_false_positive():
     truth = instances(("a", 0, 10, "x"), ("b", 0, 10, "x"))
     found = detections(("a", 0, 10, "x", 0.9), ("a", 0, 10, "x", 0.8), ("b", 0, 10, "x", 0.7))
