@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 PAIRS_PER_BLOCK = 32_768  # fits the processor's cache: larger arrays take twice as long
+GROUPS_PER_ROW = 4
 FEW_INSTANCES = 8  # of a class in a recording: all of them are measured
 
 
@@ -122,11 +123,9 @@ def rank_intervals(table: pl.DataFrame, classes: pl.Series, recordings: pl.Serie
 
 def overlapping_pairs(detections: Ranked, instances: Ranked, min_tiou: float) -> Pairs:
     """Return the pairs of equal group whose tIoU is at least `min_tiou`, which must be > 0."""
-    groups, begin = np.unique(instances.group, return_index=True)
-    end = np.append(begin[1:], instances.group.size)
-    place = np.minimum(np.searchsorted(groups, detections.group), max(groups.size - 1, 0))
-    known = np.flatnonzero(groups[place] == detections.group) if groups.size else np.empty(0, dtype=np.int64)
-    first, past = begin[place[known]], end[place[known]]
+    first, past = _group_slices(instances.group, detections.group)
+    known = np.flatnonzero(past > first)
+    first, past = first[known], past[known]
     crowded = np.flatnonzero(past - first > FEW_INSTANCES)
     first[crowded], past[crowded] = _window(detections, instances, known[crowded], min_tiou=min_tiou)
     counts = np.maximum(past - first, 0)
@@ -161,7 +160,9 @@ def true_positives(pairs: Pairs, threshold: float, num_instances: int) -> Hits:
         displaced = before[won]
         refused = np.concatenate([asking[~won], displaced[displaced != nobody]])
         asking = refused[has_next[refused]] + 1
-    kept = np.sort(kept[kept != nobody])
+    is_kept = np.zeros(enough.size + 1, dtype=bool)
+    is_kept[kept] = True
+    kept = np.flatnonzero(is_kept[:-1])
     return Hits(pairs.detection[kept], pairs.instance[kept])
 
 
@@ -183,6 +184,16 @@ def _by_label_and_score(label: np.ndarray, score: np.ndarray, tie_breakers: tupl
     rows, run = order[tied], np.append(0, np.cumsum(~same))[tied]
     order[tied] = rows[np.lexsort((*(key[rows] for key in tie_breakers), run))]
     return order
+
+
+def _group_slices(ascending: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return [first, past) in the ascending groups for each of the others; empty where a group does not occur."""
+    num_groups = int(ascending.max(initial=-1)) + 1
+    if num_groups > GROUPS_PER_ROW * (ascending.size + group.size):  # a table of them would be large, and mostly empty
+        return np.searchsorted(ascending, group, side="left"), np.searchsorted(ascending, group, side="right")
+    past = np.append(np.cumsum(np.bincount(ascending, minlength=num_groups)), ascending.size)
+    place = np.minimum(group, num_groups)
+    return np.append(0, past)[place], past[place]
 
 
 def _window(

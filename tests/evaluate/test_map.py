@@ -58,16 +58,20 @@ instance_rows = st.lists(row, min_size=1, max_size=14)
 detection_rows = st.lists(st.tuples(row, st.sampled_from([0.0, 0.25, 0.5, 1.0])), max_size=30)
 
 
-@pytest.mark.parametrize("few_instances", [0, 8])  # 0: even a single instance is searched for, as in a crowd
+# 0 instances are few: even a single one is searched for, as in a crowd; 0 groups: as where most have no instance
+@pytest.mark.parametrize(("few_instances", "groups_per_row"), [(0, 4), (8, 0)])
 @settings(max_examples=200, deadline=None)
 @given(detection_rows, instance_rows, st.randoms(use_true_random=False))
-def test_equals_the_walk_over_predictions_for_any_row_order(few_instances, found_rows, true_rows, random):
+def test_equals_the_walk_over_predictions_for_any_row_order(
+    few_instances, groups_per_row, found_rows, true_rows, random
+):
     found = detections(*((r, s, e, label, score) for (r, (s, e), label), score in found_rows))
     truth = instances(*((r, s, e, label) for r, (s, e), label in true_rows))
     thresholds = (0.1, 0.5, 0.75)
     shuffled = random.sample(range(found.height), found.height)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matching, "FEW_INSTANCES", few_instances)
+        patch.setattr(matching, "GROUPS_PER_ROW", groups_per_row)
         result = evaluate(found[shuffled], truth[random.sample(range(truth.height), truth.height)], *thresholds)
     expected = {c: [reference_ap(found, truth, c, t) for t in thresholds] for c in truth["label"].unique()}
     assert result.ap.keys() == expected.keys()
