@@ -10,6 +10,7 @@ first that is wrong.
 import gc
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -120,8 +121,11 @@ def record_columns(
 def _columns(items: Sequence[Any], keys: Sequence[str], bounds: Bounds) -> pl.DataFrame | None:
     """Return start_s, end_s and the keys; None where an entry does not fit, whichever it is."""
     try:
-        segments = np.array([bounds(item) for item in items], dtype=np.float64)
-        segments = segments if items else segments.reshape(0, 2)
+        pairs = [bounds(item) for item in items]
+        numbers = chain(chain.from_iterable(pairs), (item["score"] for item in items) if "score" in keys else ())
+        if bool in set(map(type, numbers)):  # which would count as 0 or 1
+            return None
+        segments = np.array(pairs, dtype=np.float64) if items else np.empty((0, 2))
         types = [pl.Float64 if key == "score" else pl.String for key in keys]
         named = [
             pl.Series(key, [item[key] for item in items], dtype=kind) for key, kind in zip(keys, types, strict=True)
@@ -130,8 +134,8 @@ def _columns(items: Sequence[Any], keys: Sequence[str], bounds: Bounds) -> pl.Da
         return None
     if segments.shape != (len(items), 2) or any(series.null_count() for series in named):
         return None
-    numbers = [segments, *(series.to_numpy() for series in named if series.dtype == pl.Float64)]
-    if not all(np.isfinite(values).all() for values in numbers) or (segments[:, 0] > segments[:, 1]).any():
+    columns = [segments, *(series.to_numpy() for series in named if series.dtype == pl.Float64)]
+    if not all(np.isfinite(column).all() for column in columns) or (segments[:, 0] > segments[:, 1]).any():
         return None
     return pl.DataFrame([pl.Series("start_s", segments[:, 0]), pl.Series("end_s", segments[:, 1]), *named])
 
@@ -163,7 +167,7 @@ def _named(item: Any, class_ids: Mapping[int, str], *, where: str) -> Any:
 def _refuse_if_bad(item: Any, form: tuple[str, ...], *, where: str, bounds: Bounds) -> None:
     """Raise InputError if the entry is not of the form: a name for its bounds, then its keys."""
     try:
-        start, end = (float(value) for value in bounds(item))
+        start, end = (math.nan if isinstance(value, bool) else float(value) for value in bounds(item))
         values = {key: item[key] for key in form[1:]}
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{where}: expected {', '.join(form)}; got {item!r:.120} ({error!r})") from error
@@ -173,7 +177,7 @@ def _refuse_if_bad(item: Any, form: tuple[str, ...], *, where: str, bounds: Boun
         problem = f"{texts[0]} is not a text"
     elif isinstance(score, bool) or not isinstance(score, int | float):
         problem = "score is not a number"
-    elif not all(map(math.isfinite, (start, end, score))):
+    elif not all(abs(value) <= sys.float_info.max for value in (start, end, score)):
         problem = "times and score must be finite"
     elif end < start:
         problem = "end_s must be after start_s"
