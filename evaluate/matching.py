@@ -112,12 +112,12 @@ def rank_intervals(table: pl.DataFrame, classes: pl.Series, recordings: pl.Serie
         classes, recordings: sorted unique names; every name in the table is one of them.
     """
     label, recording = _codes(table["label"], classes), _codes(table["recording"], recordings)
+    group = label * len(recordings) + recording
     start_s, end_s = table["start_s"].to_numpy(), table["end_s"].to_numpy()
     if "score" in table.columns:
         order = _by_label_and_score(label, table["score"].to_numpy(), (end_s, start_s, recording))
     else:
-        order = np.lexsort((end_s, start_s, recording, label))
-    group = label * len(recordings) + recording
+        order = np.lexsort((end_s, start_s, group))
     return Ranked(order, label[order], recording[order], group[order], start_s[order], end_s[order])
 
 
