@@ -17,8 +17,9 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
+from talstack.evaluate.average_precision import average_precisions
 from talstack.evaluate.bootstrap import bootstrap_map, compare_detections, draw_weights
-from talstack.evaluate.map import average_precisions, match_for_map
+from talstack.evaluate.map import match_for_map
 from talstack.evaluate.matching import Matched
 
 TIOU = (0.5, 0.75)

@@ -75,7 +75,7 @@ def kinds_table(diagnosis: "Diagnosis") -> "Table":
     table.add_column("kind")
     for multiple in multiples:
         table.add_column(f"{multiple}. G", justify="right")
-    table.add_column("all", justify="right")
+    table.add_column("number", justify="right")
     totals = dict(diagnosis.classified.group_by(pl.col("kind").cast(pl.String)).len().iter_rows())
     for kind in profile["kind"].unique(maintain_order=True):
         shares = profile.filter(pl.col("kind") == kind).sort("multiple")["share"]

@@ -21,7 +21,8 @@ import numpy as np
 import polars as pl
 from scipy.stats import norm, t
 
-from talstack.evaluate.map import average_precisions, match_for_map
+from talstack.evaluate.average_precision import average_precisions
+from talstack.evaluate.map import match_for_map
 from talstack.evaluate.matching import Matched
 from talstack.io.detections import validate_detections
 from talstack.io.errors import InputError

@@ -20,10 +20,10 @@ from types import MappingProxyType
 import numpy as np
 import polars as pl
 
+from talstack.evaluate.average_precision import average_precisions
 from talstack.evaluate.map import (
     UNKNOWN_LABEL,
     MapResult,
-    average_precisions,
     checked_tables,
     checked_thresholds,
     summarise,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
+from talstack.evaluate.average_precision import areas_under_precision, false_before_hits, precision_at_hits
 from talstack.evaluate.error_kinds import (
     CONFUSION,
     KINDS,
@@ -23,7 +24,6 @@ from talstack.evaluate.error_kinds import (
     prepare_case,
 )
 from talstack.evaluate.matching import rank_intervals
-from talstack.evaluate.normalized_ap import areas_under_precision, false_before_hits, precision_at_hits
 from talstack.io.detections import DETECTION_SCHEMA
 from talstack.io.errors import InputError
 
@@ -207,7 +207,7 @@ def _aps(case: Case, rows: np.ndarray, *, label: np.ndarray, is_hit: np.ndarray)
     rows = rows[label[rows] >= 0]
     rows = rows[np.argsort(label[rows], kind="stable")]
     num_instances = np.bincount(case.instance_label, minlength=len(case.matched.classes))
-    hit_label, false_before = false_before_hits(label[rows], is_hit[rows])
+    hit_label, false_before = false_before_hits(label[rows], np.flatnonzero(is_hit[rows]))
     precision = precision_at_hits(hit_label, false_before, num_instances=num_instances)
     return areas_under_precision(hit_label, precision, num_instances=num_instances)
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from talstack.evaluate.average_precision import average_precisions
 from talstack.evaluate.matching import Matched, match_detections
 from talstack.io.detections import validate_detections, validate_instances
 from talstack.io.errors import InputError
@@ -28,7 +29,6 @@ PRESETS: Mapping[str, tuple[float, ...]] = MappingProxyType(
         "binego360": (0.5, 0.75, 0.95),
     }
 )
-WEIGHTS_PER_BLOCK = 4_000_000  # bounds the working memory of a bootstrap
 UNKNOWN_LABEL = "label not in ground truth"
 
 
@@ -170,79 +170,3 @@ def checked_thresholds(tiou_thresholds: Sequence[float]) -> np.ndarray:
     if thresholds.ndim != 1 or not thresholds.size or not ((thresholds > 0) & (thresholds <= 1)).all():
         raise InputError(f"tIoU thresholds must be one or more numbers in (0, 1], got {tiou_thresholds!r}")
     return thresholds
-
-
-def average_precisions(matched: Matched, weights: np.ndarray | None = None) -> np.ndarray:
-    """Return the AP of every class at every threshold, for one or several weightings of the recordings.
-
-    A recording of weight w counts as w recordings with the same detections and instances. Recall only rises at a
-    true positive and precision only falls between two of them, so the area under the interpolated curve is the
-    weighted sum over true positives of the best precision from there on, per instance.
-
-    Args:
-        matched: detections and instances, C classes, R recordings, K thresholds.
-        weights: (B, R) >= 0, one row per weighting; default: one row of ones.
-
-    Returns:
-        (B, C, K) float64; NaN for a class without an instance of positive weight.
-    """
-    if weights is None:
-        return _plain_average_precisions(matched)[None]
-    weights = np.asarray(weights, dtype=np.float64)
-    classes = np.arange(len(matched.classes))
-    first, past = (np.searchsorted(matched.detections.label, classes, side=side) for side in ("left", "right"))
-    ap = np.empty((len(weights), classes.size, len(matched.hits)))
-    for index in classes:
-        recording = matched.detections.recording[first[index] : past[index]]
-        positions = [_between(hits.detection, first[index], past[index]) for hits in matched.hits]
-        count = weights[:, matched.instances.recording[matched.instances.label == index]].sum(axis=1)
-        rows_per_block = max(1, WEIGHTS_PER_BLOCK // max(1, recording.size))
-        for low in range(0, len(weights), rows_per_block):
-            block = slice(low, low + rows_per_block)
-            ap[block, index] = _interpolated_ap(weights[block], recording, positions, count[block])
-    return ap
-
-
-def _plain_average_precisions(matched: Matched) -> np.ndarray:
-    """Return (C, K): the APs without weights, all classes at once."""
-    labels, num_classes = matched.detections.label, len(matched.classes)
-    first = np.searchsorted(labels, np.arange(num_classes))
-    count = np.bincount(matched.instances.label, minlength=num_classes)
-    ap = np.empty((num_classes, len(matched.hits)))
-    for place, hits in enumerate(matched.hits):
-        label = labels[hits.detection]
-        nth = np.arange(label.size) - np.searchsorted(label, label)  # among the class's true positives
-        key = np.empty(label.size, dtype=np.complex128)  # ordered by its real part first: classes stay apart
-        key.real, key.imag = -label, (nth + 1) / (hits.detection - first[label] + 1)
-        best = np.maximum.accumulate(key[::-1])[::-1].imag
-        ap[:, place] = np.bincount(label, weights=best, minlength=num_classes) / count
-    return ap
-
-
-def _between(ascending: np.ndarray, first: int, past: int) -> np.ndarray:
-    """Return the values in [first, past), counted from `first`."""
-    low, high = np.searchsorted(ascending, (first, past))
-    return ascending[low:high] - first
-
-
-def _interpolated_ap(
-    weights: np.ndarray, recording: np.ndarray, positions: Sequence[np.ndarray], count: np.ndarray
-) -> np.ndarray:
-    """Return (B, K): the AP of one class.
-
-    Args:
-        weights: (B, R).
-        recording: (n,) recording of each detection of the class, by rank.
-        positions: ranks of the true positives, ascending, one array per threshold.
-        count: (B,) weight of the class's instances.
-    """
-    weight = weights[:, recording]
-    walked = np.cumsum(weight, axis=1)
-    ap = np.empty((len(weights), len(positions)))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        for place, ranks in enumerate(positions):
-            gained = weight[:, ranks]
-            precision = np.nan_to_num(np.cumsum(gained, axis=1) / walked[:, ranks], nan=0.0)
-            best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-            ap[:, place] = (best * gained).sum(axis=1) / count
-    return ap

@@ -20,9 +20,9 @@ from types import MappingProxyType
 import numpy as np
 import polars as pl
 
+from talstack.evaluate.average_precision import areas_under_precision, false_before_hits, precision_at_hits
 from talstack.evaluate.map import match_for_map
 from talstack.evaluate.matching import Matched
-from talstack.evaluate.normalized_ap import areas_under_precision, false_before_hits, precision_at_hits
 from talstack.io.detections import INSTANCE_SCHEMA, validate_instances
 from talstack.io.errors import InputError
 
@@ -195,9 +195,7 @@ def _true_positives(matched: Matched) -> list[_Found]:
     """Return the true positives of each threshold."""
     found = []
     for hits in matched.hits:
-        is_hit = np.zeros(matched.detections.row.size, dtype=bool)
-        is_hit[hits.detection] = True
-        label, false_before = false_before_hits(matched.detections.label, is_hit)
+        label, false_before = false_before_hits(matched.detections.label, hits.detection)
         found.append(_Found(label, false_before, matched.instances.row[hits.instance]))
     return found
 

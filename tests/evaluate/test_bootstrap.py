@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from talstack.evaluate.average_precision import average_precisions
 from talstack.evaluate.bootstrap import bootstrap_map, compare_detections, draw_weights
-from talstack.evaluate.map import average_precisions, evaluate_detections, match_for_map
+from talstack.evaluate.map import evaluate_detections, match_for_map
 from talstack.io.detections import DETECTION_SCHEMA, INSTANCE_SCHEMA
 from talstack.io.errors import InputError
 
@@ -71,7 +72,7 @@ def test_small_blocks_of_weights_give_the_same(monkeypatch):
     matched, _ = match_for_map(found, truth, (0.5, 0.75))
     weights = draw_weights(len(matched.recordings), 30, seed=0)
     whole = average_precisions(matched, weights)
-    monkeypatch.setattr("talstack.evaluate.map.WEIGHTS_PER_BLOCK", 50)
+    monkeypatch.setattr("talstack.evaluate.average_precision.WEIGHTS_PER_BLOCK", 50)
     np.testing.assert_array_equal(average_precisions(matched, weights), whole)
 
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from talstack.evaluate import matching
-from talstack.evaluate.map import PRESETS, average_precisions, evaluate_detections, match_for_map
+from talstack.evaluate.average_precision import average_precisions
+from talstack.evaluate.map import PRESETS, evaluate_detections, match_for_map
 from talstack.io.detections import DETECTION_SCHEMA, INSTANCE_SCHEMA, read_predictions
 from talstack.io.errors import InputError
 from talstack.io.ground_truth import read_ground_truth
