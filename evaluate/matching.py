@@ -170,7 +170,8 @@ def _by_label_and_score(label: np.ndarray, score: np.ndarray, tie_breakers: tupl
     """Return the order by label, then descending score, then the breakers, of which the last comes first.
 
     The same as one `lexsort` over all of them in a fifth of the time: numpy sorts 16-bit integers by counting, and a
-    float64 whose bits are read as an integer (the lower ones of a negative number flipped) is four of those.
+    float64 whose bits are read as an integer (the lower ones of a negative number flipped) is four of those. Stable:
+    equal rows stay in their order, on which `talstack.evaluate.false_positives` relies.
     """
     bits = (0.0 - score).view(np.int64)  # minus zero becomes zero
     bits ^= (bits >> 63) & np.iinfo(np.int64).max
