@@ -49,10 +49,12 @@ def average_precisions(matched: Matched, weights: np.ndarray | None = None) -> n
 def _unweighted(matched: Matched) -> np.ndarray:
     """Return (C, K): all classes at once."""
     labels = matched.detections.label
+    first = np.searchsorted(labels, np.arange(len(matched.classes)))
     num_instances = np.bincount(matched.instances.label, minlength=len(matched.classes))
     ap = np.empty((num_instances.size, len(matched.hits)))
     for place, hits in enumerate(matched.hits):
-        hit_label, false_before = false_before_hits(labels, hits.detection)
+        hit_label = labels[hits.detection]
+        false_before = false_before_hits(hit_label, hits.detection, first=first)
         precision = precision_at_hits(hit_label, false_before, num_instances=num_instances)
         ap[:, place] = areas_under_precision(hit_label, precision, num_instances=num_instances)
     return ap
@@ -87,24 +89,21 @@ def _interpolated_ap(
     return ap
 
 
-def false_before_hits(label: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the class of each true positive and the number of false positives of its class ranked before it.
+def false_before_hits(hit_label: np.ndarray, places: np.ndarray, *, first: np.ndarray) -> np.ndarray:
+    """Return the number of false positives of its class ranked before each true positive, (h,) int64.
 
     Args:
-        label: (n,) int64 >= 0, class of each detection, ascending, within a class by rank.
-        places: (h,) int64, which of them are true positives, ascending.
-
-    Returns:
-        Two (h,) int64 arrays, in the order of the detections.
+        hit_label: (h,) int64, class of each true positive, ascending.
+        places: (h,) int64, their places among all detections, which stand by class, within a class by rank.
+        first: (C,) int64, place of each class's first detection.
     """
-    hit_label = label[places]
-    rank = places - np.searchsorted(label, hit_label)
-    return hit_label, rank - (nth_in_class(hit_label) - 1)
+    return places - first[hit_label] - (nth_in_class(hit_label) - 1)
 
 
 def nth_in_class(hit_label: np.ndarray) -> np.ndarray:
-    """Return 1, 2, 3, ... within each class, (h,) int64, of ascending classes."""
-    return np.arange(1, hit_label.size + 1) - np.searchsorted(hit_label, hit_label)
+    """Return 1, 2, 3, ... within each class, (h,) int64, of ascending classes >= 0."""
+    before = np.append(0, np.cumsum(np.bincount(hit_label)))
+    return np.arange(1, hit_label.size + 1) - before[hit_label]
 
 
 def precision_at_hits(

@@ -207,7 +207,10 @@ def _aps(case: Case, rows: np.ndarray, *, label: np.ndarray, is_hit: np.ndarray)
     rows = rows[label[rows] >= 0]
     rows = rows[np.argsort(label[rows], kind="stable")]
     num_instances = np.bincount(case.instance_label, minlength=len(case.matched.classes))
-    hit_label, false_before = false_before_hits(label[rows], np.flatnonzero(is_hit[rows]))
+    places = np.flatnonzero(is_hit[rows])
+    hit_label = label[rows[places]]
+    first = np.searchsorted(label[rows], np.arange(num_instances.size))
+    false_before = false_before_hits(hit_label, places, first=first)
     precision = precision_at_hits(hit_label, false_before, num_instances=num_instances)
     return areas_under_precision(hit_label, precision, num_instances=num_instances)
 

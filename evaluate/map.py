@@ -151,7 +151,8 @@ def match_for_map(
     """
     thresholds = checked_thresholds(tiou_thresholds)
     detections, instances = checked_tables(detections, instances)
-    scored = detections.filter(pl.col("label").is_in(instances["label"].unique().to_list()))
+    classes = pl.Enum(instances["label"].unique().sort())
+    scored = detections.with_columns(pl.col("label").cast(classes, strict=False)).drop_nulls("label")
     return match_detections(scored, instances, thresholds, recordings=recordings), detections.height - scored.height
 
 

@@ -194,8 +194,10 @@ def false_negatives(
 def _true_positives(matched: Matched) -> list[_Found]:
     """Return the true positives of each threshold."""
     found = []
+    first = np.searchsorted(matched.detections.label, np.arange(len(matched.classes)))
     for hits in matched.hits:
-        label, false_before = false_before_hits(matched.detections.label, hits.detection)
+        label = matched.detections.label[hits.detection]
+        false_before = false_before_hits(label, hits.detection, first=first)
         found.append(_Found(label, false_before, matched.instances.row[hits.instance]))
     return found
 
