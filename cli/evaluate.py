@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    import polars as pl
-    from rich.table import Table
-
+    from talstack.cli.scored import Scored
+    from talstack.evaluate.bootstrap import MapIntervals
     from talstack.evaluate.map import MapResult
     from talstack.evaluate.recall import AverageRecall, RecallAtKx
+    from talstack.evaluate.scene import SceneResult
     from talstack.io.detections import Predictions
     from talstack.io.ground_truth import GroundTruth
 
@@ -22,55 +22,69 @@ CUSTOM = "custom"
 
 @click.command("evaluate")
 @click.argument("predictions", type=click.Path(path_type=Path))
-@click.argument("ground_truth", type=click.Path(path_type=Path))
+@click.argument("ground_truth", required=False, type=click.Path(path_type=Path))
+@click.option("--track", default="tal", show_default=True, type=click.Choice(["tal", "scene"]), help="What to score.")
 @click.option("--preset", type=click.Choice(PRESETS), help="Whose tIoU thresholds to use.")
 @click.option(
     "--tiou", multiple=True, metavar="T", help="Own thresholds instead: 0.5, or 0.3:0.7:0.1 for first:last:step."
 )
 @click.option("--compat", type=click.Choice(COMPAT), help="Score by the rules of another evaluator.")
 @click.option("--score-column", default="score", show_default=True, help="Column to rank by, in CSV and parquet.")
-@click.option("--system", help="Whose rows to take, where a `system` column names several.")
-@click.option("--split", "--subset", "split", help="Part of the ground truth [test, for a data folder].")
+@click.option("--system", help="Whose rows to take, where a `system` column names several [stack, for a run].")
+@click.option("--split", "--subset", "split", help="Part of the ground truth [test; for a run, the one it predicted].")
+@click.option("--bootstrap", "num_draws", default=0, metavar="N", help="Also a 95 % interval from N draws, say 1000.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the draws.")
 @click.option("--recall", "with_recall", is_flag=True, help="Also AR@AN and Recall@kx, at k = 1 and 5.")
 @click.option("--per-class", is_flag=True, help="Also print the average precision of every class.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def command(  # noqa: PLR0913 - one parameter per option
-    predictions: Path, ground_truth: Path, preset: str | None, tiou: tuple[str, ...], compat: str | None,
-    score_column: str, system: str | None, split: str | None, with_recall: bool, per_class: bool, as_json: bool,
+    predictions: Path, ground_truth: Path | None, track: str, preset: str | None, tiou: tuple[str, ...],
+    compat: str | None, score_column: str, system: str | None, split: str | None, num_draws: int, seed: int,
+    with_recall: bool, per_class: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Score PREDICTIONS against GROUND_TRUTH: mAP at each tIoU and its average.
 
-    PREDICTIONS: detections.parquet of a run, a CSV (recording, start_s, end_s, label, score), ActivityNet result
+    PREDICTIONS: a run's folder, a CSV or parquet table (recording, start_s, end_s, label, score), ActivityNet result
     JSON, or a BinEgo-360 submission; for the last the ground truth is cut into ten-second bins as well.
-    GROUND_TRUTH: a data folder, ActivityNet JSON, or a CSV (recording, start_s, end_s, label).
+    GROUND_TRUTH: a data folder, ActivityNet JSON, or a CSV (recording, start_s, end_s, label); a run knows its own.
 
     A class of the ground truth without a prediction counts as 0. Predictions on recordings that the ground truth
     does not list are false positives. What was ignored or is odd is counted on stderr.
 
     --compat actionformer and opentad drop instances that are duplicates within 1 ms, the second rounds predictions
     too; x360 cuts, rounds and snaps to ten-second pieces as the 360+x kit does, x360-repeats also counts repeated hits
-    as it does (AP may exceed 1); thumos14 follows the challenge's toolkit. Recall has its own definitions, so it goes
-    without --compat.
-    """
-    from talstack.io.detections import read_predictions
-    from talstack.io.ground_truth import read_ground_truth
+    as it does (AP may exceed 1); thumos14 follows the challenge's toolkit. Recall and --bootstrap go without it.
 
+    --track scene scores scene.parquet of a run or a scene submission: top-1, top-5, what is taken for what.
+    """
+    from talstack.cli.evaluation_tables import print_map, print_recall, print_scenes
+    from talstack.cli.scored import read_scored
+
+    if track == "scene":
+        scenes = score_scenes(predictions, ground_truth, split=split)
+        for reason, count in (scenes.ignored or {}).items():
+            click.echo(f"warning: ignored {count}: {reason}", err=True)
+        if scenes.missing:
+            click.echo(f"warning: {len(scenes.missing)} recordings have no prediction and count as wrong", err=True)
+        click.echo(json.dumps(scenes.to_json(), allow_nan=False)) if as_json else print_scenes(scenes)
+        return
     name, thresholds = choose_thresholds(preset, tiou)
-    if compat and with_recall:
-        raise click.UsageError("--recall follows ActivityNet's and Ego4D's own rules; run it without --compat")
-    truth = read_ground_truth(ground_truth, split=split)
-    found = read_predictions(predictions, score_column=score_column, system=system, class_ids=truth.class_ids)
-    result = score(found, truth, name, tiou_thresholds=thresholds, compat=compat)
-    recall = score_recall(found, truth, thresholds) if with_recall else None
-    for warning in warnings_of(result, found, truth):
+    if compat and (with_recall or num_draws):
+        raise click.UsageError("--recall and --bootstrap follow rules of their own; run them without --compat")
+    scored = read_scored(predictions, ground_truth, split=split, system=system, score_column=score_column)
+    result = score(scored, name, tiou_thresholds=thresholds, compat=compat)
+    intervals = bootstrap(scored, thresholds, num_draws=num_draws, seed=seed) if num_draws else None
+    recall = score_recall(scored, thresholds) if with_recall else None
+    for warning in warnings_of(result, scored.predictions, scored.truth):
         click.echo(f"warning: {warning}", err=True)
     if as_json:
-        extra = {"recall": recall_json(*recall)} if recall else {}
+        extra: dict[str, Any] = {"recall": recall_json(*recall)} if recall else {}
+        extra.update({"bootstrap": {**intervals.to_json(), "seed": seed}} if intervals else {})
         click.echo(json.dumps({**result.to_json(), **extra}, allow_nan=False))
         return
-    _print_table(result, per_class=per_class)
+    print_map(result, intervals, per_class=per_class)
     if recall:
-        _print_recall(*recall)
+        print_recall(*recall)
 
 
 def choose_thresholds(preset: str | None, tiou: tuple[str, ...]) -> tuple[str, tuple[float, ...]]:
@@ -111,12 +125,7 @@ def parse_thresholds(text: str) -> list[float]:
 
 
 def score(
-    predictions: "Predictions",
-    truth: "GroundTruth",
-    preset: str,
-    *,
-    tiou_thresholds: tuple[float, ...],
-    compat: str | None = None,
+    scored: "Scored", preset: str, *, tiou_thresholds: tuple[float, ...], compat: str | None = None
 ) -> "MapResult":
     """Return the mAP; what the readers left out is counted in `ignored`."""
     from dataclasses import replace
@@ -127,32 +136,57 @@ def score(
 
     evaluate = partial(evaluate_compat, compat) if compat else evaluate_detections
     result = evaluate(
-        predictions.detections,
-        instances_for(predictions, truth),
+        scored.predictions.detections,
+        scored.instances,
         tiou_thresholds=tiou_thresholds,
         preset=preset,
-        recordings=truth.recordings,
+        recordings=scored.truth.recordings,
     )
-    unread = {f"{reason} (instance)": count for reason, count in truth.dropped.items()}
-    return replace(result, ignored={**predictions.dropped, **unread, **result.ignored})
+    unread = {f"{reason} (instance)": count for reason, count in scored.truth.dropped.items()}
+    return replace(result, ignored={**scored.predictions.dropped, **unread, **result.ignored})
 
 
-def instances_for(predictions: "Predictions", truth: "GroundTruth") -> "pl.DataFrame":
-    """Return the instances, cut into ten-second bins where the predictions are."""
-    from talstack.io.bins import bin_instances
+def bootstrap(scored: "Scored", thresholds: tuple[float, ...], *, num_draws: int, seed: int) -> "MapIntervals":
+    """Return the mAP with its intervals."""
+    from talstack.evaluate.bootstrap import bootstrap_map
+    from talstack.evaluate.map import match_for_map
 
-    return bin_instances(truth.instances) if predictions.binned else truth.instances
+    matched, _ = match_for_map(
+        scored.predictions.detections, scored.instances, thresholds, recordings=scored.truth.recordings
+    )
+    return bootstrap_map(matched, num_draws=num_draws, seed=seed)
 
 
-def score_recall(
-    predictions: "Predictions", truth: "GroundTruth", thresholds: tuple[float, ...]
-) -> "tuple[AverageRecall, RecallAtKx]":
+def score_recall(scored: "Scored", thresholds: tuple[float, ...]) -> "tuple[AverageRecall, RecallAtKx]":
     """Return AR@AN at ActivityNet's thresholds, and Recall@kx at these."""
     from talstack.evaluate.recall import average_recall, recall_at_kx
 
-    instances = instances_for(predictions, truth)
-    proposals = average_recall(predictions.detections, instances)
-    return proposals, recall_at_kx(predictions.detections, instances, tiou_thresholds=thresholds)
+    detections = scored.predictions.detections
+    return average_recall(detections, scored.instances), recall_at_kx(
+        detections, scored.instances, tiou_thresholds=thresholds
+    )
+
+
+def score_scenes(path: Path, ground_truth: Path | None, *, split: str | None) -> "SceneResult":
+    """Return the accuracy of a run's scenes, or of a file of scene predictions.
+
+    Raises:
+        MissingInputError, InputError: as the readers, or a ground truth that knows no scenes.
+    """
+    import polars as pl
+
+    from talstack.cli.scored import truth_of
+    from talstack.evaluate.scene import evaluate_scenes
+    from talstack.io.errors import InputError
+    from talstack.io.scene_probs import read_scene_probs
+
+    truth = truth_of(path, ground_truth, split=split)
+    if not truth.scenes:
+        raise InputError("the ground truth knows no scene of these recordings; the scene track needs a data folder")
+    probs = read_scene_probs(path / "scene.parquet" if path.is_dir() else path, scenes=truth.scene_names)
+    columns = {"recording": truth.recordings, "scene": [truth.scenes.get(name) for name in truth.recordings]}
+    recordings = pl.DataFrame(columns, schema={"recording": pl.String, "scene": pl.String})
+    return evaluate_scenes(probs, recordings, scenes=truth.scene_names)
 
 
 def recall_json(proposals: "AverageRecall", at_kx: "RecallAtKx") -> dict[str, Any]:
@@ -174,55 +208,3 @@ def warnings_of(result: "MapResult", predictions: "Predictions", truth: "GroundT
     if not result.num_predictions:
         lines.append("there is no prediction to score")
     return lines
-
-
-def _print_table(result: "MapResult", *, per_class: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    summary = Table("tIoU", "mAP, %")
-    for threshold, value in zip(result.tiou, result.map, strict=True):
-        summary.add_row(_show_tiou(threshold), f"{100 * value:.2f}")
-    summary.add_section()
-    summary.add_row("average", f"{100 * result.average_map:.2f}", style="bold")
-    console.print(summary)
-    rules = f"; rules of {result.compat}" if result.compat else ""
-    counts = f"{result.num_predictions} predictions, {result.num_instances} instances, {len(result.ap)} classes"
-    click.echo(counts + rules)
-    if per_class:
-        # rich would cut the figures to fit 80 columns, which is also what it takes a pipe to have
-        Console(width=max(console.width, 40 + 10 * len(result.tiou))).print(_class_table(result))
-
-
-def _class_table(result: "MapResult") -> "Table":
-    from rich.table import Table
-
-    headers = [_show_tiou(threshold) for threshold in result.tiou]
-    table = Table("class", "instances", *headers, "average", title="average precision, %")
-    for label, values in result.ap.items():
-        percents = [f"{100 * value:.1f}" for value in (*values, sum(values) / len(values))]
-        table.add_row(label, str(result.instances_per_class[label]), *percents)
-    return table
-
-
-def _print_recall(proposals: "AverageRecall", at_kx: "RecallAtKx") -> None:
-    """Print AR at the usual numbers of proposals, and Recall@kx at each threshold."""
-    from rich.console import Console
-    from rich.table import Table
-
-    points = proposals.to_json()["ar"]
-    table = Table(*(f"AR@{number}" for number in points), "AUC", title="recall of proposals, %")
-    table.add_row(*(f"{100 * value:.2f}" for value in (*points.values(), proposals.auc)))
-    names = [f"Recall@{k}x" for k in at_kx.k]
-    second = Table("tIoU", *names, *(f"{name}, pooled" for name in names), title="recall of detections, %")
-    for place, threshold in enumerate(at_kx.tiou.tolist()):
-        values = (*at_kx.mean[place], *at_kx.pooled[place])
-        second.add_row(_show_tiou(threshold), *(f"{100 * value:.2f}" for value in values))
-    console = Console(width=max(Console().width, 90))
-    console.print(table)
-    console.print(second)
-
-
-def _show_tiou(threshold: float) -> str:
-    return f"{threshold:.2f}" if abs(threshold - round(threshold, 2)) < 1e-9 else f"{threshold:g}"

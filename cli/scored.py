@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from talstack.io.ground_truth import GroundTruth
 
 DEFAULT_SYSTEM = "stack"
+RUN_FILES = ("detections.parquet", "scene.parquet")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,22 +53,34 @@ def read_scored(
     """
     from talstack.io.bins import bin_instances
     from talstack.io.detections import read_predictions
+
+    truth = truth_of(path, ground_truth, split=split)
+    name = str(path)
+    if path.is_dir():
+        system = system or DEFAULT_SYSTEM
+        path = path / "detections.parquet"
+    predictions = read_predictions(path, score_column=score_column, system=system, class_ids=truth.class_ids)
+    instances = bin_instances(truth.instances) if predictions.binned else truth.instances
+    return Scored(f"{name} ({system})" if system else name, predictions, truth, instances)
+
+
+def truth_of(path: Path, ground_truth: Path | None, *, split: str | None) -> "GroundTruth":
+    """Return the ground truth of a file of predictions or of a run's folder; see `read_scored`."""
     from talstack.io.errors import InputError
     from talstack.io.ground_truth import read_ground_truth
     from talstack.io.runs import data_of, split_of
 
-    name = str(path)
+    if path.is_dir() and not any((path / name).is_file() for name in RUN_FILES):
+        raise InputError(
+            f"{path}: a folder, but no run's: expected {' or '.join(RUN_FILES)} in it. PREDICTIONS come first, then "
+            "GROUND_TRUTH"
+        )
     if path.is_dir():
         ground_truth = ground_truth or data_of(path)
         split = split or (split_of(path) if ground_truth.is_dir() else None)
-        system = system or DEFAULT_SYSTEM
-        path = path / "detections.parquet"
     if ground_truth is None:
         raise InputError(f"{path}: a file does not know its ground truth; name it, or give a run's folder")
-    truth = read_ground_truth(ground_truth, split=split)
-    predictions = read_predictions(path, score_column=score_column, system=system, class_ids=truth.class_ids)
-    instances = bin_instances(truth.instances) if predictions.binned else truth.instances
-    return Scored(f"{name} ({system})" if system else name, predictions, truth, instances)
+    return read_ground_truth(ground_truth, split=split)
 
 
 def reading_warnings(scored: Scored) -> list[str]:

@@ -7,6 +7,7 @@ from click.testing import CliRunner
 from talstack.cli.evaluate import command
 from talstack.io.errors import InputError
 from talstack.io.manifest import SCHEMAS, Manifest, empty_table
+from talstack.io.runs import record_data
 
 TRUTH = "recording,start_s,end_s,label\na,0,10,run\na,30,40,sit\n"
 HEADER = "recording,start_s,end_s,label,score\n"
@@ -157,3 +158,80 @@ def test_names_in_help_are_those_of_the_evaluators(run):
 
     assert evaluate.COMPAT == COMPAT
     assert tuple(PRESETS) == evaluate.PRESETS
+
+
+@pytest.fixture
+def finished_run(tmp_path):
+    """Return a run's folder that knows its data: six recordings, two scenes, one of them taken for the other."""
+    names = [f"r{i}" for i in range(6)]
+    scenes = ["yard"] * 3 + ["kitchen"] * 3
+    recordings = pl.DataFrame(
+        {"recording": names, "duration_s": [20.0] * 6, "scene": scenes, "split": ["val"] * 6},
+        schema=SCHEMAS["recordings"],
+    )
+    rows = [(name, 2.0, 8.0, "run") for name in names]
+    truth = pl.DataFrame(rows, schema=SCHEMAS["instances"], orient="row")
+    manifest = Manifest("set", tmp_path, ("run",), ("kitchen", "yard"), recordings, empty_table("clips"), truth)
+    manifest.save(tmp_path / "data")
+    folder = tmp_path / "first"
+    folder.mkdir()
+    found = truth.with_columns(score=pl.lit(0.5), system=pl.lit("stack"))
+    late = found.with_columns(pl.col("start_s", "end_s") + 5.0, system=pl.lit("mean"))
+    pl.concat([found.head(4), late]).write_parquet(folder / "detections.parquet")
+    probs = {"recording": names, "kitchen": [0.9, 0.1, 0.1, 0.9, 0.9, 0.9], "yard": [0.1, 0.9, 0.9, 0.1, 0.1, 0.1]}
+    pl.DataFrame(probs).write_parquet(folder / "scene.parquet")
+    record_data(folder, tmp_path / "data")
+    record = json.loads((folder / "provenance.json").read_text())
+    (folder / "provenance.json").write_text(json.dumps({**record, "submit": {"split": "val"}}))
+    return folder
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(command, [str(part) for part in arguments], catch_exceptions=False)
+
+
+def test_a_run_knows_its_data_its_split_and_its_best_system(finished_run):
+    result = invoke(finished_run, "--preset", "binego360", "--json")
+    assert json.loads(result.stdout)["average_map"] == pytest.approx(4 / 6)
+    result = invoke(finished_run, "--preset", "binego360", "--json", "--system", "mean")
+    assert json.loads(result.stdout)["average_map"] == 0.0
+
+
+def test_bootstrap_gives_intervals_that_hold_the_score_and_depend_on_the_seed_alone(finished_run):
+    options = (finished_run, "--preset", "binego360", "--bootstrap", "200")
+    first, again, other = (
+        json.loads(invoke(*options, "--seed", str(seed), "--json").stdout)["bootstrap"] for seed in (1, 1, 2)
+    )
+    assert first == again != {**other, "seed": 1}
+    assert (first["num_draws"], first["num_recordings"], first["level"], first["seed"]) == (200, 6, 0.95, 1)
+    assert first["average_map"]["low"] < first["average_map"]["estimate"] == pytest.approx(4 / 6)
+    table = invoke(*options).stdout
+    assert "95 % interval" in table and "200 draws of 6 recordings" in table
+    assert "95 % interval" not in invoke(finished_run, "--preset", "binego360").stdout
+
+
+def test_bootstrap_and_recall_refuse_the_rules_of_others(finished_run):
+    for option in (["--bootstrap", "200"], ["--recall"]):
+        result = invoke(finished_run, "--preset", "anet", "--compat", "opentad", *option)
+        assert (result.exit_code, "run them without --compat" in result.stderr) == (2, True)
+
+
+def test_scene_track_of_a_run_and_of_a_submission(finished_run, tmp_path):
+    value = json.loads(invoke(finished_run, "--track", "scene", "--json").stdout)
+    assert (value["top1"], value["top5"], value["num_recordings"]) == (pytest.approx(5 / 6), 1.0, 6)
+    assert {"scene": "yard", "predicted": "kitchen", "count": 1} in value["confusion"]
+    table = invoke(finished_run, "--track", "scene").stdout
+    assert "top-1 83.33 %, top-5 100.00 % of 6 recordings" in table
+    assert "kitchen (1)" in table
+    (tmp_path / "scene.csv").write_text("id,0,1\nr0,1,0\nr1,0,1\n")
+    result = invoke(tmp_path / "scene.csv", tmp_path / "data", "--split", "val", "--track", "scene", "--json")
+    assert json.loads(result.stdout)["top1"] == pytest.approx(1 / 6)
+    assert "4 recordings have no prediction and count as wrong" in result.stderr
+
+
+def test_scene_track_needs_a_ground_truth_with_scenes(run, tmp_path):
+    (tmp_path / "scene.csv").write_text("id,0,1\na,1,0\n")
+    with pytest.raises(InputError, match="knows no scene of these recordings"):
+        invoke(tmp_path / "scene.csv", tmp_path / "truth.csv", "--track", "scene")
+    with pytest.raises(InputError, match="does not know its ground truth"):
+        invoke(tmp_path / "scene.csv", "--track", "scene")

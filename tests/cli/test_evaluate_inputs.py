@@ -269,7 +269,7 @@ def test_a_folder_of_predictions(run, tmp_path):
     arguments = ["evaluate", str(tmp_path), str(tmp_path / "truth.csv"), "--preset", "anet"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
-    assert "a folder, expected a file of predictions; talstack evaluate takes PREDICTIONS first" in result.stderr
+    assert "a folder, but no run's: expected detections.parquet or scene.parquet in it" in result.stderr
 
 
 def test_the_order_of_rows_changes_neither_score_nor_warnings(run):
