@@ -26,7 +26,11 @@ class MediaError(TalstackError, OSError):
 
 
 class StoreError(TalstackError, OSError):
-    """A shard of the feature store that is damaged, foreign or not the one asked for."""
+    """A shard of the feature store that is damaged, foreign, not the one asked for, or that could not be written."""
+
+
+class WriteError(TalstackError, OSError):
+    """A file that could not be written: the disk is full or failing, or the folder may not be written to."""
 
 
 class ModelError(TalstackError, ValueError):

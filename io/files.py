@@ -1,50 +1,124 @@
-"""Whole-file writes that a crash cannot leave half done, and content hashes."""
+"""Whole-file writes that a crash cannot leave half done, and content hashes.
 
+A commit: temporary file in the folder of the target, written, fsynced, renamed over the target, folder fsynced. Until
+the rename the target is what it was, after it the new content; a power cut can only choose between the two. A process
+that is killed may leave its temporary file behind: names that start with `TEMPORARY_PREFIX` are never a result.
+"""
+
+import contextlib
+import errno
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from talstack.io.errors import InputError, MissingInputError
+from talstack.io.errors import InputError, MissingInputError, TalstackError, WriteError
+
+TEMPORARY_PREFIX = ".tmp-"
+
+_REMEDIES = {
+    errno.ENOSPC: "free space on that disk",
+    errno.EDQUOT: "free some of your quota on that disk",
+    errno.EACCES: "check the permissions of the folder",
+    errno.EPERM: "check the permissions of the folder",
+    errno.EROFS: "the disk is mounted read-only",
+    errno.EIO: "the disk may be failing",
+}
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; on success it is fsynced and renamed to `path`.
 
-    The folder is created, and fsynced after the rename. On an exception the temporary file is removed and
-    `path` is as it was.
+    Missing folders are made. On an exception the temporary file is removed and `path` is as it was.
+
+    Raises:
+        WriteError: the disk is full, failing or not writable; an OSError of the body is taken for that as well.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    try:
+        _make_folders(path.parent)
+        temporary = _make_temporary(path)
+    except OSError as error:
+        raise _write_error(path, error) from error
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes 0600, which would hide the file from colleagues
+        _fsync(temporary)
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # what went wrong first is what the caller must hear
+            os.unlink(temporary)
+        if isinstance(error, OSError) and not isinstance(error, TalstackError):
+            raise _write_error(path, error) from error
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        _fsync_folder(path.parent)
+    except OSError as error:
+        raise _write_error(path, error, outcome="complete, but a power cut may undo it") from error
+
+
+def _make_folders(folder: Path) -> None:
+    """Make the folder and its missing parents; a power cut cannot lose them afterwards."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for made in reversed(missing):
+        with contextlib.suppress(FileExistsError):  # another process made it meanwhile
+            os.mkdir(made)
+        _fsync_folder(made.parent)
+
+
+def _make_temporary(path: Path) -> Path:
+    """Make an empty file of a new name beside `path`, with the permissions that the umask gives."""
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{path.suffix}")
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    return temporary
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
+
+
+def _fsync_folder(folder: Path) -> None:
+    try:
+        _fsync(folder)
+    except OSError as error:
+        # SMB and some FUSE file systems know no fsync of a folder; there is nothing better to do on them
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+
+
+def _write_error(path: Path, error: OSError, *, outcome: str = "unchanged") -> WriteError:
+    reason = error.strerror or str(error)
+    remedy = _REMEDIES.get(error.errno or 0, "check that disk and folder can be written to")
+    made = WriteError(f"{path}: could not be written ({reason}); it is {outcome}; {remedy} and run the command again")
+    made.errno = error.errno
+    return made
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write the bytes, atomically; see `atomic_path`."""
+    with atomic_path(path) as temporary:
+        handle = os.open(temporary, os.O_WRONLY)
+        try:
+            view = memoryview(data)
+            while view:  # a nearly full disk or a signal may take fewer bytes than it was given
+                view = view[os.write(handle, view) :]
+        finally:
+            os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write the text as UTF-8, atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    """Write the text as UTF-8, atomically; see `atomic_path`."""
+    write_bytes(path, text.encode())
 
 
 def canonical_json(value: Any) -> str:

@@ -1,12 +1,14 @@
 """One shard: the features of one (recording, view, modality), and how it lies in an HDF5 file.
 
 A shard carries the JSON of everything its numbers depend on and a checksum of its arrays. Both are compared on
-read, so that a damaged file or one made under other settings is refused and never served.
+read, so that a damaged file or one made under other settings is refused and never served. What the file declares is
+inspected before any of it is read (`shard_checks`). See docs/decisions/0008-reading-shards.md.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from talstack.io.errors import InputError, StoreError
-from talstack.io.files import atomic_path, canonical_json, sha256_text
+from talstack.io.errors import InputError, StoreError, WriteError
+from talstack.io.files import canonical_json, sha256_text, write_bytes
+from talstack.io.grid import SegmentGrid
+from talstack.io.shard_checks import DATASETS, check_before_opening, check_structure
 
 FORMAT_VERSION = 1
+BLOCK_BYTES = 1 << 23  # how much of a shard is in memory while its checksum is worked out
 EXTERNAL_VIEW = "external"  # the view of modalities that come from a feature file instead of a camera
 
 
@@ -93,69 +98,194 @@ class Shard:
             raise InputError(f"Shard: features must be (S, D) float16, got {self.features.shape} {self.features.dtype}")
         if not np.isfinite(self.features).all():
             raise InputError("Shard: features hold NaN or infinity (float16 reaches 65504); mask such rows instead")
-        for name in ("valid", "times_s", "logits", "scene_logits"):
-            array = getattr(self, name)
-            if array is not None and len(array) != num_segments:
+        for name, array in self.arrays.items():
+            num_axes, dtype = DATASETS[name]
+            if array.ndim != num_axes or array.dtype != dtype:
+                expected = f"{dtype.name} with {num_axes} axes"
+                raise InputError(f"Shard: {name} must be {expected}, got {array.shape} {array.dtype}")
+            if len(array) != num_segments:
                 raise InputError(f"Shard: {name} has {len(array)} rows, features have {num_segments}")
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays that are there, by name."""
-        named = {name: getattr(self, name) for name in ("features", "valid", "times_s", "logits", "scene_logits")}
+        named = {name: getattr(self, name) for name in DATASETS}
         return {name: array for name, array in named.items() if array is not None}
 
 
-def _checksum(arrays: Mapping[str, np.ndarray], *, aligned: bool, notes: str) -> str:
+def write_shard(path: Path, key: ShardKey, shard: Shard) -> None:
+    """Write the shard atomically and durably; a file that is already there is replaced whole.
+
+    Raises:
+        StoreError: it could not be written (disk full, failing, read-only); what was there before is unchanged.
+    """
+    try:
+        write_bytes(path, _image(key, shard))
+    except WriteError as error:
+        made = StoreError(f"{key}: {error}")
+        made.errno = error.errno
+        raise made from error
+
+
+def _image(key: ShardKey, shard: Shard) -> bytes:
+    """Return the shard's file, made in memory: on a full disk HDF5 leaves files open and errors without a number."""
+    notes = canonical_json(list(shard.notes))
+    with h5py.File("shard", "w", driver="core", backing_store=False) as file:
+        for name, array in shard.arrays.items():
+            file.create_dataset(name, data=array, track_times=False)  # times would make equal shards differ
+        file.attrs["identity"] = key.identity
+        file.attrs["checksum"] = _checksum(shard.arrays, aligned=shard.aligned, notes=notes)
+        file.attrs["aligned"] = bool(shard.aligned)
+        file.attrs["notes"] = notes
+        file.flush()
+        return bytes(file.id.get_file_image())
+
+
+def _checksum(arrays: Mapping[str, np.ndarray | h5py.Dataset], *, aligned: bool, notes: str) -> str:
+    """Return the SHA-256 of arrays and flags; data sets are read a block of rows at a time."""
     digest = hashlib.sha256(f"aligned {aligned}\nnotes {notes}\n".encode())
     for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
+        array = arrays[name]
         digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(array.data)
+        row_bytes = array.dtype.itemsize * int(np.prod(array.shape[1:]))
+        step = max(1, BLOCK_BYTES // max(1, row_bytes))
+        for start in range(0, len(array), step):
+            digest.update(np.ascontiguousarray(array[start : start + step]).data)
     return digest.hexdigest()
 
 
-def write_shard(path: Path, key: ShardKey, shard: Shard) -> None:
-    """Write the shard atomically and durably; a file that is already there is replaced whole."""
-    arrays, notes = shard.arrays, canonical_json(list(shard.notes))
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs["identity"] = key.identity
-        file.attrs["checksum"] = _checksum(arrays, aligned=shard.aligned, notes=notes)
-        file.attrs["aligned"] = shard.aligned
-        file.attrs["notes"] = notes
-        for name, array in arrays.items():
-            file.create_dataset(name, data=array, track_times=False)  # times would make equal shards differ
+class OpenShard:
+    """A shard's file that is open for reading and whose structure was checked.
+
+    Attributes:
+        path: where it lies.
+        identity: canonical JSON of what it was made from, as stored.
+        aligned, notes: as `Shard`.
+        num_rows: how many segments it has.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open and inspect the file; no features are read.
+
+        Raises:
+            StoreError: it is missing, damaged, or holds what no shard holds.
+        """
+        self.path = path
+        with _refusing(path):
+            check_before_opening(path)
+            # a shard never changes once it is there, so a lock protects nothing; many cluster disks have none
+            self._file = h5py.File(path, "r", locking=False)
+            try:
+                check_structure(self._file, path.stat().st_size)
+                values = {name: self._file.attrs[name] for name in ("identity", "checksum", "aligned", "notes")}
+                self.identity, self._checksum, self._notes = (
+                    _text(values[name]) for name in ("identity", "checksum", "notes")
+                )
+                self.aligned = bool(values["aligned"])
+                self.num_rows = len(self._file["features"])
+            except BaseException:
+                self._file.close()
+                raise
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why rows are invalid, which reader served, ..."""
+        return tuple(json.loads(self._notes))
+
+    def check_key(self, key: ShardKey) -> None:
+        """Check that this is the shard of `key`.
+
+        Raises:
+            StoreError: it was made for something else, or has more rows than the recording has segments.
+        """
+        if self.identity != key.identity:
+            raise StoreError(
+                f"{self.path}: holds another shard than {key} under these settings; remove it and extract again"
+            )
+        num_segments = len(SegmentGrid(key.duration_s, key.segment_s))
+        if self.aligned and self.num_rows > num_segments:
+            raise StoreError(
+                f"{self.path}: has {self.num_rows} rows, but {key} has {num_segments} segments; remove it and extract "
+                "again"
+            )
+
+    def check_content(self) -> None:
+        """Check all arrays against the checksum, a block of rows at a time.
+
+        Raises:
+            StoreError: they do not match.
+        """
+        with _refusing(self.path):
+            self._compare({name: self._file[name] for name in self._file})
+
+    def read(self) -> Shard:
+        """Return the whole shard, checked against its checksum.
+
+        Raises:
+            StoreError: the content does not match.
+        """
+        with _refusing(self.path):
+            arrays = {name: self._file[name][()] for name in self._file}
+            self._compare(arrays)
+            return Shard(aligned=self.aligned, notes=self.notes, **arrays)
+
+    def rows(self, start: int = 0, stop: int | None = None) -> Shard:
+        """Return rows start to stop as a shard of their own; only these are read, and nothing is checked.
+
+        Args:
+            start, stop: 0 <= start <= stop <= num_rows; None: to the end.
+
+        Raises:
+            InputError: rows that the shard does not have.
+            StoreError: they cannot be read.
+        """
+        stop = self.num_rows if stop is None else stop
+        if not 0 <= start <= stop <= self.num_rows:
+            raise InputError(f"{self.path}: rows {start} to {stop} were asked for, it has {self.num_rows}")
+        with _refusing(self.path):
+            arrays = {name: self._file[name][start:stop] for name in self._file}
+            return Shard(aligned=self.aligned, notes=self.notes, **arrays)
+
+    def _compare(self, arrays: Mapping[str, np.ndarray | h5py.Dataset]) -> None:
+        if _checksum(arrays, aligned=self.aligned, notes=self._notes) != self._checksum:
+            raise StoreError(f"{self.path}: the content does not match its checksum; remove it and extract again")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> "OpenShard":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def read_shard(path: Path, key: ShardKey) -> Shard:
     """Return the shard of `key`, checked.
 
     Raises:
-        StoreError: the file is missing or damaged, or was made for something else.
+        StoreError: the file is missing or damaged, was made for something else, or holds what no shard holds.
     """
+    with OpenShard(path) as opened:
+        opened.check_key(key)
+        return opened.read()
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turn what h5py raises on a damaged file into a StoreError; which exception it picks is not documented."""
     try:
-        with h5py.File(path, "r") as file:
-            identity = str(file.attrs["identity"])
-            if identity != key.identity:
-                raise StoreError(
-                    f"{path}: holds another shard than {key} under these settings; remove it and extract again"
-                )
-            arrays = {name: _plain_dataset(file, name)[()] for name in file}
-            checksum, aligned = str(file.attrs["checksum"]), bool(file.attrs["aligned"])
-            notes = str(file.attrs["notes"])
+        yield
     except StoreError:
         raise
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
-        raise StoreError(f"{path}: not a readable shard of {key} ({error}); remove it and extract again") from error
-    if _checksum(arrays, aligned=aligned, notes=notes) != checksum:
-        raise StoreError(f"{path}: the content of {key} does not match its checksum; remove it and extract again")
-    return Shard(aligned=aligned, notes=tuple(json.loads(notes)), **arrays)
-
-
-def _plain_dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """Return the data set, refusing what could read as zeros or lead out of the file."""
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-        raise StoreError(f"{file.filename}: {name} is a link; shards hold plain data sets only")
-    dataset = file[name]
-    if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external is not None:
-        raise StoreError(f"{file.filename}: {name} is not a plain data set")
-    return dataset
+    except OSError as error:
+        if error.errno:  # the system's word, not HDF5's: the file itself may be sound
+            raise StoreError(f"{path}: could not be read ({error.strerror or error})") from error
+        raise StoreError(f"{path}: not a readable shard ({error}); remove it and extract again") from error
+    except (LookupError, RuntimeError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
+        raise StoreError(f"{path}: not a readable shard ({error}); remove it and extract again") from error
