@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ class Extraction:
         recipes: settings by modality; a modality of an external feature file has its own name.
         views: the cameras taken.
         seen: recordings that the backbone was fine-tuned on; their features are optimistic.
+        imported: sources of the features that `talstack cache import` brought in, by modality, view and recording.
+            The data folder does not know them; their recipes stand among the others.
     """
 
     name: str
@@ -35,10 +37,19 @@ class Extraction:
     recipes: Mapping[str, Mapping[str, Any]]
     views: tuple[str, ...]
     seen: tuple[str, ...] = ()
+    imported: Mapping[str, Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]] = field(default_factory=dict)
 
     def save(self, store_root: Path) -> None:
-        """Write the record into the store."""
-        write_json(_record_path(store_root, self.name), asdict(self))
+        """Write the record into the store; what was imported under its name before stays in it."""
+        write_json(_record_path(store_root, self.name), asdict(self._with_earlier_imports(store_root)))
+
+    def _with_earlier_imports(self, store_root: Path) -> "Extraction":
+        if not _record_path(store_root, self.name).is_file():
+            return self
+        before = Extraction.load(store_root, self.name)
+        kept = {modality: views for modality, views in before.imported.items() if modality not in self.recipes}
+        recipes = {modality: before.recipes[modality] for modality in kept}
+        return replace(self, recipes={**self.recipes, **recipes}, imported={**self.imported, **kept})
 
     @classmethod
     def load(cls, store_root: Path, name: str) -> "Extraction":
@@ -102,7 +113,21 @@ def shard_keys(manifest: Manifest, extraction: Extraction, hashes: ClipHashes) -
                     durations[row["recording"]], extraction.segment_s,
                 )
             )  # fmt: skip
-    return keys
+    return keys + _imported_keys(extraction, durations)
+
+
+def _imported_keys(extraction: Extraction, durations: Mapping[str, float]) -> list[ShardKey]:
+    """Return the keys of the imported features of the recordings that the data set still has."""
+    return [
+        ShardKey(
+            recording, view, modality, extraction.recipes[modality], tuple(sources), durations[recording],
+            extraction.segment_s,
+        )
+        for modality, views in sorted(extraction.imported.items())
+        for view, recordings in sorted(views.items())
+        for recording, sources in sorted(recordings.items())
+        if recording in durations
+    ]  # fmt: skip
 
 
 def _may_have_audio(clips: pl.DataFrame) -> bool:
