@@ -84,7 +84,8 @@ def read_rows(piece: Piece, settings: ImportSettings) -> Rows:
         array = _two_axes(array, file.name)
         values = array if settings.layout == "TxC" else array.T
         times_s = read_times_s(file, len(values), window_s=window_s)
-        values = np.where(read_valid(file, len(values))[:, None], values.astype(np.float32), np.nan)
+        with np.errstate(over="ignore"):  # beyond float32 is infinity, and that is a missing row
+            values = np.where(read_valid(file, len(values))[:, None], values.astype(np.float32), np.nan)
     except InputError as error:
         raise UnreadableError(str(error)) from error
     if times_s is not None:

@@ -108,9 +108,10 @@ def _interpolate(rows: Rows, grid: SegmentGrid) -> tuple[np.ndarray, np.ndarray]
     if len(times_s) > 1:
         after = np.clip(np.searchsorted(times_s, middles_s), 1, len(times_s) - 1)
         before, gap_s = after - 1, times_s[after] - times_s[after - 1]
-        inside = (times_s[before] <= middles_s) & (middles_s <= times_s[after]) & (gap_s <= GAP_STEPS * rows.step_s)
+        inside = (times_s[before] <= middles_s) & (middles_s <= times_s[after])
+        inside &= (gap_s > 0) & (gap_s <= GAP_STEPS * rows.step_s)  # clips that overlap give equal times
         both = inside & good[before] & good[after]
-        share = ((middles_s - times_s[before]) / gap_s)[both, None]
+        share = ((middles_s - times_s[before])[both] / gap_s[both])[:, None]
         features[both] = (1 - share) * rows.values[before[both]] + share * rows.values[after[both]]
         valid |= both
     return features, valid

@@ -1,6 +1,7 @@
 """`talstack cache import` as a user runs it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -195,6 +196,31 @@ def test_features_of_a_view_lie_at_its_offset(data: Path) -> None:
     shard = shard_of(data, view="side")
     assert np.flatnonzero(shard.valid).tolist() == list(range(5, 20))
     assert np.allclose(shard.features[5:], ROWS[:60].reshape(15, 4, CHANNELS).mean(axis=1))
+
+
+def test_clips_of_a_view_are_laid_end_to_end(data: Path) -> None:
+    manifest = Manifest.load(data)
+    late = [("r0", "ego", name, f"{name}.mp4", at, 8.0, FPS, 8, 8, False) for name, at in (("a", 0.0), ("b", 10.0))]
+    clips = pl.concat([manifest.clips, pl.DataFrame(late, schema=SCHEMAS["clips"], orient="row")])
+    replace(manifest, clips=clips).save(data)
+    put(data, "a.npy", ROWS[:32])
+    put(data, "b.npy", ROWS[32:64])
+    with pytest.raises(InputError, match="several clips per recording"):
+        run(data, *CLOCK, "--view", "ego", "--pattern", "{recording}.npy")
+    assert run(data, *CLOCK, "--view", "ego").exit_code == 0
+    shard = shard_of(data, view="ego")
+    assert np.flatnonzero(shard.valid).tolist() == [*range(8), *range(10, 18)]
+    assert np.allclose(shard.features[10], ROWS[32:36].mean(axis=0))
+
+
+def test_ends_take_the_row_whose_window_covers_them_but_missing_rows_are_not_filled(data: Path) -> None:
+    values = ROWS.copy()
+    values[40] = np.nan
+    put(data, "r0.npy", values[:77])  # windows of 16 frames every 4: the first middle is at 0.5 s, the last at 19.5 s
+    run(data, *CLOCK, "--window", 16, "--segment-s", 0.25)
+    valid = shard_of(data).valid
+    assert np.flatnonzero(~valid).tolist() == [42]  # rows 40's middle is at 10.5 s
+    assert np.array_equal(shard_of(data).features[0], ROWS[0])
 
 
 def test_timestamps_of_video_features_count(data: Path) -> None:
