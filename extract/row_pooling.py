@@ -91,11 +91,12 @@ def _nearest(rows: Rows, middles_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def _fill_empty(features: np.ndarray, valid: np.ndarray, rows: Rows, grid: SegmentGrid) -> None:
-    """Give segments without any row, good or missing, the nearest row: at the ends, or where steps are long."""
-    segment = grid.index_at(rows.times_s)
-    empty = ~np.isin(np.arange(len(grid)), segment)
+    """Give segments without a row the nearest one: at the ends, or where steps are long.
+
+    In a segment whose own rows are all missing, the nearest row is one of them, so it stays empty.
+    """
     index, usable = _nearest(rows, grid.centres_s)
-    take = empty & usable
+    take = ~valid & usable
     features[take], valid[take] = rows.values[index[take]], True
 
 
