@@ -39,12 +39,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         WriteError: the disk is full, failing or not writable; an OSError of the body is taken for that as well.
     """
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{path.suffix}")
     try:
         _make_folders(path.parent)
-        temporary = _make_temporary(path)
-    except OSError as error:
-        raise _write_error(path, error) from error
-    try:
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # the umask applies
         yield temporary
         _fsync(temporary)
         os.replace(temporary, path)
@@ -70,13 +68,6 @@ def _make_folders(folder: Path) -> None:
         with contextlib.suppress(FileExistsError):  # another process made it meanwhile
             os.mkdir(made)
         _fsync_folder(made.parent)
-
-
-def _make_temporary(path: Path) -> Path:
-    """Make an empty file of a new name beside `path`, with the permissions that the umask gives."""
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{path.suffix}")
-    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-    return temporary
 
 
 def _fsync(path: Path) -> None:

@@ -6,7 +6,9 @@ let through, compressed or not: five known data sets of known types, wholly writ
 """
 
 import math
+import mmap
 import stat
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,6 +28,7 @@ DATASETS: Mapping[str, tuple[int, np.dtype]] = {
     "scene_logits": (2, np.dtype("<f4")),
 }
 OPTIONAL = frozenset({"logits", "scene_logits"})
+HEAP_START = b"GCOL\x01\x00\x00\x00"  # signature, version and reserved bytes of what holds the attributes' strings
 MAX_STRING_BYTES = 1 << 24
 # what h5py ships and any HDF5 library reads; the number behind each is how much smaller it can make data
 FILTERS = {h5z.FILTER_DEFLATE: 1032, h5z.FILTER_SHUFFLE: 1, h5z.FILTER_FLETCHER32: 1}
@@ -46,8 +49,31 @@ def check_before_opening(path: Path) -> None:
         raise StoreError(f"{path}: is no regular file; remove it and extract again")
     with open(path, "rb") as file:
         start = file.read(len(SIGNATURE))
-    if start != SIGNATURE:
-        raise StoreError(f"{path}: does not start as an HDF5 file, got {start!r}; remove it and extract again")
+        if start != SIGNATURE:
+            raise StoreError(f"{path}: does not start as an HDF5 file, got {start!r}; remove it and extract again")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            _check_heaps(path, content)
+
+
+def _check_heaps(path: Path, content: mmap.mmap) -> None:
+    """Walk every heap of strings as HDF5 will: on a free object of size 0, one flipped bit away, HDF5 2.0 never ends.
+
+    A heap is its start, its size (8 bytes), then objects: index, references (2 bytes each), 4 reserved bytes, size (8
+    bytes), content padded to 8 bytes. Index 0 is the free rest, whose size counts its own header.
+    """
+    start = content.find(HEAP_START)
+    while start >= 0:
+        size = struct.unpack_from("<Q", content, start + 8)[0] if start + 16 <= len(content) else 0
+        at, end = start + 16, start + size
+        while size >= 16 and end <= len(content) and at + 16 <= end:
+            index, object_bytes = struct.unpack_from("<HxxxxxxQ", content, at)
+            step = object_bytes if index == 0 else 16 + (object_bytes + 7) // 8 * 8
+            if step < 16:
+                break
+            at += step
+        if not (size >= 16 and end <= len(content) and end - 16 < at <= end):
+            raise StoreError(f"{path}: its heap at byte {start} is damaged; remove it and extract again")
+        start = content.find(HEAP_START, start + 1)
 
 
 def check_structure(file: h5py.File, file_bytes: int) -> None:

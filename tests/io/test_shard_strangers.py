@@ -198,7 +198,7 @@ def fewer_rows(file: h5py.File) -> None:
 
 
 def resizable(file: h5py.File) -> None:
-    replace(file, "features", data=FEATURES, chunks=(1 << 14, 1 << 14), maxshape=(None, None))
+    replace(file, "features", data=FEATURES, chunks=(1 << 10, 1 << 10), maxshape=(None, None))
 
 
 def petabyte(file: h5py.File) -> None:
