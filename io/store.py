@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from talstack.io.errors import StoreError, TalstackError
+from talstack.io.errors import InputError, StoreError, TalstackError
 from talstack.io.files import canonical_json, read_json, sha256_file, sha256_text, write_json
 from talstack.io.shard import Shard, ShardKey, read_shard, write_shard
 
@@ -42,13 +42,13 @@ class FeatureStore:
         path = self.path_of(key)
         if path.is_file():
             return "done"
-        return "failed" if _failure_path(path).is_file() else "missing"
+        return "failed" if failure_path(path).is_file() else "missing"
 
     def write(self, key: ShardKey, shard: Shard) -> None:
         """Commit the shard; a recorded failure of the same key is withdrawn."""
         path = self.path_of(key)
         write_shard(path, key, shard)
-        _failure_path(path).unlink(missing_ok=True)
+        failure_path(path).unlink(missing_ok=True)
         recipe_file = self.recipe_folder(key.recipe) / "recipe.json"
         if not recipe_file.exists():
             write_json(recipe_file, dict(key.recipe))
@@ -69,19 +69,28 @@ class FeatureStore:
 
     def record_failure(self, key: ShardKey, reason: str) -> None:
         """Record that the shard cannot be made, and why."""
-        write_json(_failure_path(self.path_of(key)), {"key": json.loads(key.identity), "reason": reason})
+        write_json(failure_path(self.path_of(key)), {"key": json.loads(key.identity), "reason": reason})
 
     def failure(self, key: ShardKey) -> str | None:
-        """Return the recorded reason why the shard cannot be made, or None."""
+        """Return the recorded reason why the shard cannot be made, or None.
+
+        Raises:
+            StoreError: the record is damaged.
+        """
         path = self.path_of(key)
-        failed = _failure_path(path)
+        failed = failure_path(path)
         if path.is_file() or not failed.is_file():
             return None
-        return str(read_json(failed)["reason"])
+        try:
+            return str(read_json(failed)["reason"])
+        except (InputError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{failed}: damaged record of a failure ({error}); run `talstack extract --retry-failed`"
+            ) from error
 
     def forget_failure(self, key: ShardKey) -> None:
         """Remove a recorded failure, so that the next extraction tries again."""
-        _failure_path(self.path_of(key)).unlink(missing_ok=True)
+        failure_path(self.path_of(key)).unlink(missing_ok=True)
 
 
 class ClipHashes:
@@ -95,9 +104,11 @@ class ClipHashes:
         self._known: dict[str, list[Any]] = {}
         self._changed = False
         try:
-            self._known = read_json(self._file)
+            known = read_json(self._file)
         except TalstackError:
-            self._known = {}  # a missing or damaged cache only costs reading the files again
+            return  # a missing or damaged cache only costs reading the files again
+        if isinstance(known, dict):
+            self._known = known
 
     def sha256(self, path: Path) -> str:
         """Return the SHA-256 of the file's content, or "unreadable: ..." where it cannot be read."""
@@ -121,7 +132,8 @@ class ClipHashes:
             self._changed = False
 
 
-def _failure_path(path: Path) -> Path:
+def failure_path(path: Path) -> Path:
+    """Return where the failure to make the shard at `path` is recorded."""
     return path.with_suffix(".failed.json")
 
 
