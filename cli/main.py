@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from talstack.cli import (
+    cache,
     compare,
     demo_data,
     diagnose,
@@ -41,5 +42,18 @@ def main() -> None:
     """
 
 
-for _module in (init, demo_data, import_, finetune, extract, heads, submit, evaluate, diagnose, compare, validate):
+for _module in (
+    init,
+    demo_data,
+    import_,
+    finetune,
+    extract,
+    cache,
+    heads,
+    submit,
+    evaluate,
+    diagnose,
+    compare,
+    validate,
+):
     main.add_command(_module.command)
