@@ -72,6 +72,8 @@ def _run(todo: "list[ShardKey]", plan: "ExtractionPlan", jobs: int) -> list[dict
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+    # before looking what is there: a `cache gc` at the same time keeps what a record names
+    plan.extraction.save(plan.store.root)
     rows = plan.finished_rows(todo)
     missing = plan.missing(todo)
     if missing:
@@ -81,7 +83,6 @@ def _run(todo: "list[ShardKey]", plan: "ExtractionPlan", jobs: int) -> list[dict
         with Progress(*columns, console=Console(stderr=True)) as progress:
             bar = progress.add_task("extracting", total=len(missing))
             rows += run_items(plan.items(missing, jobs), report=lambda row: progress.advance(bar), jobs=jobs)
-    plan.extraction.save(plan.store.root)
     return [asdict(row) for row in sorted(rows, key=lambda row: (row.recording, row.view, row.modality))]
 
 
