@@ -70,13 +70,16 @@ def score(check: "SubmissionCheck", manifest: "Manifest", split: str) -> dict[st
         values: dict[str, Any] = {"top1": scenes.top1, "top5": scenes.top5, "num_recordings": scenes.num_recordings}
         return {**values, "missing": list(scenes.missing), "left_out": check.num_left_out}
     recordings = rows["recording"].to_list()
-    instances = bin_instances(manifest.instances.join(rows.select("recording"), on="recording", how="semi"))
+    durations_s = dict(rows.select("recording", "duration_s").iter_rows())
+    targets = manifest.instances.join(rows.select("recording"), on="recording", how="semi")
+    instances, unscored = bin_instances(targets, durations_s)
     if instances.is_empty():
         return None
     result = evaluate_detections(
         check.usable, instances, tiou_thresholds=PRESETS[PRESET], preset=PRESET, recordings=recordings
     )
-    return {**result.to_json(), "left_out": check.num_left_out}
+    value = result.to_json()
+    return {**value, "ignored": {**value["ignored"], **unscored}, "left_out": check.num_left_out}
 
 
 def to_json(file: Path, check: "SubmissionCheck", *, split: str, score: dict[str, Any] | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ truth, so they are dropped on both sides.
 import ast
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import polars as pl
@@ -17,6 +17,9 @@ from talstack.io.errors import InputError
 
 BIN_S = 10.0
 MIN_PIECE_S = 0.5
+MAX_BINS = 1_000_000  # 116 days
+OUTSIDE = "outside the recording's bins"
+SHORT_PIECE = "piece under half a second"
 SLACK_S = 1e-9  # 12.8 - 12.3 must still count as 0.5
 
 
@@ -56,7 +59,19 @@ def cut_into_bins(table: pl.DataFrame) -> pl.DataFrame:
 
     Args:
         table: any table with start_s and end_s, seconds, 0 <= start_s < end_s. Other columns are repeated.
+
+    Raises:
+        InputError: an interval that reaches further than any recording, whose pieces would fill the memory.
     """
+    return _cut(table).filter(_long_enough())
+
+
+def _cut(table: pl.DataFrame) -> pl.DataFrame:
+    last_s = table["end_s"].max() if table.height else 0.0
+    if isinstance(last_s, float) and last_s > MAX_BINS * BIN_S:
+        raise InputError(
+            f"an interval ends at {last_s:g} s, past {MAX_BINS} ten-second bins; are its times in seconds?"
+        )
     # numpy, because polars divides by a constant as a multiplication: 30.0 / 10.0 gives 3.0000000000000004
     first = pl.Series(np.floor(table["start_s"].to_numpy() / BIN_S), dtype=pl.Int64)
     past = pl.Series(np.ceil(table["end_s"].to_numpy() / BIN_S), dtype=pl.Int64)
@@ -65,14 +80,34 @@ def cut_into_bins(table: pl.DataFrame) -> pl.DataFrame:
         table.with_columns(bin=pl.int_ranges(first, past, eager=True))
         .explode("bin")
         .with_columns(start_s=pl.max_horizontal("start_s", edge), end_s=pl.min_horizontal("end_s", edge + BIN_S))
-        .filter(_long_enough())
         .drop("bin")
     )
 
 
-def bin_instances(instances: pl.DataFrame) -> pl.DataFrame:
-    """Return the ground truth as the competition scores it: cut into bins, times left exact."""
-    return cut_into_bins(instances)
+def bin_instances(
+    instances: pl.DataFrame, durations_s: Mapping[str, float] | None = None
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Return the ground truth as the competition scores it, and {reason: count} of what is not scored.
+
+    Instances are cut into bins; times stay exact. What lies before second 0 or past the last bin of its recording
+    can be in no file, so it is cut off; pieces under half a second are dropped.
+
+    Args:
+        instances: table (recording, start_s, end_s, label).
+        durations_s: length of each recording; where it is unknown nothing is cut off at the end.
+    """
+    ends = {name: num_bins(duration_s) * BIN_S for name, duration_s in (durations_s or {}).items()}
+    end_s = pl.col("recording").replace_strict(ends, default=None, return_dtype=pl.Float64)
+    inside = instances.with_columns(
+        start_s=pl.max_horizontal("start_s", 0.0), end_s=pl.min_horizontal("end_s", end_s)
+    ).filter(pl.col("end_s") > pl.col("start_s"))
+    pieces = _cut(inside)
+    kept = pieces.filter(_long_enough())
+    counts = {
+        OUTSIDE: instances.height - inside.height,
+        SHORT_PIECE: pieces.height - kept.height,
+    }
+    return kept, {f"{reason} (instance)": count for reason, count in counts.items() if count}
 
 
 def bin_detections(detections: pl.DataFrame) -> pl.DataFrame:
