@@ -56,20 +56,42 @@ def _keys(
     from talstack.io.errors import InputError
 
     settings = load_config(config)
-    plan = plan_extraction(
-        data, store, config=settings.extract, sampling=settings.sampling, backbone=backbone, modalities=modalities,
-        name=name,
-    )  # fmt: skip
-    of_recording = [key for key in plan.keys if key.recording == recording]
-    keys = [key for key in of_recording if key.view == view]
-    if not keys:
+    imported = _imported_keys(store, data, name)
+    asked = tuple(modality for modality in modalities if modality not in {key.modality for key in imported})
+    keys = [key for key in imported if key.modality in modalities or not modalities]
+    if asked or not modalities:
+        plan = plan_extraction(
+            data, store, config=settings.extract, sampling=settings.sampling, backbone=backbone, modalities=asked,
+            name=name,
+        )  # fmt: skip
+        keys += plan.keys
+    of_recording = [key for key in keys if key.recording == recording]
+    found = [key for key in of_recording if key.view == view]
+    if not found:
         there = sorted({f"{key.view}/{key.modality}" for key in of_recording})
         wanted = f" with modality {', '.join(modalities)}" if modalities else ""
         raise InputError(
             f"{data}: these settings ask for nothing of recording {recording!r}, view {view!r}{wanted}; of this "
             f"recording they ask for: {', '.join(there) or 'nothing'}"
         )
-    return keys
+    return found
+
+
+def _imported_keys(store: Path, data: Path, name: str | None) -> "list[ShardKey]":
+    """Return the keys of what `talstack cache import` brought in, which only the extraction's record knows."""
+    from dataclasses import replace
+
+    from talstack.io.extraction import Extraction, shard_keys
+    from talstack.io.manifest import Manifest
+    from talstack.io.store import ClipHashes
+
+    manifest = Manifest.load(data)
+    if not (store / "extractions" / f"{name or manifest.name}.json").is_file():
+        return []
+    record = Extraction.load(store, name or manifest.name)
+    recipes = {modality: record.recipes[modality] for modality in record.imported}
+    alone = replace(record, recipes=recipes, views=())
+    return [key for key in shard_keys(manifest, alone, ClipHashes(store)) if key.modality in record.imported]
 
 
 def to_json(item: "Explanation", store: Path) -> dict[str, Any]:
