@@ -7,6 +7,7 @@ inspected before any of it is read (`shard_checks`). See docs/decisions/0008-rea
 
 import hashlib
 import json
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -130,9 +131,10 @@ def write_shard(path: Path, key: ShardKey, shard: Shard) -> None:
 def _image(key: ShardKey, shard: Shard) -> bytes:
     """Return the shard's file, made in memory: on a full disk HDF5 leaves files open and errors without a number."""
     notes = canonical_json(list(shard.notes))
-    with h5py.File("shard", "w", driver="core", backing_store=False) as file:
-        for name, array in shard.arrays.items():
-            file.create_dataset(name, data=array, track_times=False)  # times would make equal shards differ
+    name = f"shard-{secrets.token_hex(16)}"  # of no file, but HDF5 takes two open files of one name for the same
+    with h5py.File(name, "w", driver="core", backing_store=False) as file:
+        for part, array in shard.arrays.items():
+            file.create_dataset(part, data=array, track_times=False)  # times would make equal shards differ
         file.attrs["identity"] = key.identity
         file.attrs["checksum"] = _checksum(shard.arrays, aligned=shard.aligned, notes=notes)
         file.attrs["aligned"] = bool(shard.aligned)
