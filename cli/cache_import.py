@@ -41,7 +41,7 @@ FRAMES = click.FloatRange(min=0, min_open=True)
     show_default=True,
     help="What a segment gets where rows are further apart than segments are long.",
 )
-@click.option("--segment-s", type=FRAMES, help="Length of a segment [that of the extraction; else 1 s].")
+@click.option("--segment-s", type=FRAMES, help="Seconds in a segment [those of the extraction; else 1].")
 @click.option("--name", help="Extraction to enter the features into [the data set's name].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(  # noqa: PLR0913 - one parameter per option

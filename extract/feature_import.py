@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from talstack.extract.config import SamplingConfig
 from talstack.extract.feature_rows import ImportSettings, Piece, UnreadableError, read_rows
 from talstack.extract.recipes import AUDIO, RGB
 from talstack.extract.row_pooling import Rows, pool_rows
@@ -24,6 +25,7 @@ from talstack.io.manifest import Manifest
 from talstack.io.shard import EXTERNAL_VIEW, Shard, ShardKey
 from talstack.io.store import ClipHashes, FeatureStore
 
+DEFAULT_SEGMENT_S = SamplingConfig().segment_s
 SHORT = 0.9  # a file that covers less of its recording is mentioned
 
 
@@ -62,52 +64,58 @@ def plan_import(
         view: the camera that the features are of: then they lie on the clocks of its clips, at their offsets. Default:
             features of the recording as a whole.
         pattern, key: see `find_feature_files`.
-        segment_s: length of a segment; default: that of the extraction, or one second where there is none yet.
+        segment_s: length of a segment; default: that of the extraction, or that of `talstack extract` by default.
         name: of the extraction; default: the data set's.
 
     Raises:
         InputError: a modality that the data set has already, a view it lacks, no file that fits, another segment_s.
         MissingInputError: there is no such folder.
     """
-    before = _earlier(store_root, name or manifest.name)
-    if before is not None and segment_s not in (None, before.segment_s):
-        raise InputError(
-            f"extraction {before.name!r} has segments of {before.segment_s} s, got {segment_s} s; leave the length "
-            "out, or give the import another --name"
-        )
-    extraction = before or Extraction(name or manifest.name, segment_s or 1.0, {}, ())
+    extraction = _extraction(store_root, name or manifest.name, segment_s)
     _check_modality(manifest, extraction, modality)
     places, unaligned = _places(manifest, view)
     found = find_feature_files(folder, sorted(places), pattern=pattern, key=key)
-    hashes = ClipHashes(store_root)
-    sources: dict[str, list[dict[str, Any]]] = {}
     pieces: dict[str, list[Piece]] = {}
-    for (recording, clip), file in found.files.items():
-        offset_s, span_s = places[recording, clip]
-        pieces.setdefault(recording, []).append(Piece(file, offset_s, span_s))
-        for path in file.files:
-            beside = "" if path == file.path else f" {path.name}"
-            source = {"name": file.name + beside, "sha256": hashes.sha256(path), "offset_s": offset_s}
-            sources.setdefault(recording, []).append(source)
+    for (recording, clip), file in sorted(found.files.items()):
+        pieces.setdefault(recording, []).append(Piece(file, *places[recording, clip]))
+    hashes = ClipHashes(store_root)
+    sources = {recording: _sources(files, hashes) for recording, files in pieces.items()}
     hashes.save()
-    recipe = {**settings.recipe, "key": key}
-    extraction = _enter(extraction, modality, view or EXTERNAL_VIEW, recipe=recipe, sources=sources)
+    view, recipe = view or EXTERNAL_VIEW, {**settings.recipe, "key": key}
+    extraction = _enter(extraction, modality, view, recipe=recipe, sources=sources)
     durations = dict(manifest.recordings.select("recording", "duration_s").iter_rows())
-    keys = {
-        recording: ShardKey(
-            recording, view or EXTERNAL_VIEW, modality, recipe, tuple(of_recording), durations[recording],
-            extraction.segment_s,
-        )
-        for recording, of_recording in sources.items()
-    }  # fmt: skip
-    return ImportPlan(extraction, tuple((keys[r], tuple(pieces[r])) for r in sorted(keys)), found, unaligned, settings)
+    shards = [
+        (ShardKey(r, view, modality, recipe, sources[r], durations[r], extraction.segment_s), tuple(pieces[r]))
+        for r in pieces
+    ]
+    return ImportPlan(extraction, tuple(shards), found, unaligned, settings)
 
 
-def _earlier(store_root: Path, name: str) -> Extraction | None:
+def _extraction(store_root: Path, name: str, segment_s: float | None) -> Extraction:
+    """Return the extraction to enter features into: the one of this name, or a new one."""
     try:
-        return Extraction.load(store_root, name)
+        before = Extraction.load(store_root, name)
     except MissingInputError:
-        return None
+        return Extraction(name, segment_s or DEFAULT_SEGMENT_S, {}, ())
+    if segment_s not in (None, before.segment_s):
+        raise InputError(
+            f"extraction {name!r} has segments of {before.segment_s} s, got {segment_s} s; leave the length out, or "
+            "give the import another --name"
+        )
+    return before
+
+
+def _sources(pieces: Sequence[Piece], hashes: ClipHashes) -> tuple[dict[str, Any], ...]:
+    """Return what the numbers of a recording come from, for its key: every file, and those that lie beside it."""
+    return tuple(
+        {
+            "name": piece.file.name + ("" if path == piece.file.path else f" {path.name}"),
+            "sha256": hashes.sha256(path),
+            "offset_s": piece.offset_s,
+        }
+        for piece in pieces
+        for path in piece.file.files
+    )
 
 
 def _check_modality(manifest: Manifest, extraction: Extraction, modality: str) -> None:

@@ -10,7 +10,7 @@ rate follows: row i then lies at (i * stride + stride / 2) / fps, the middle of 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,6 @@ from talstack.io.feature_files import VALID
 from talstack.io.files import atomic_path, write_json
 from talstack.io.ground_truth import SPLIT_NAMES
 from talstack.io.manifest import Manifest
-from talstack.io.shard import Shard
 
 FileFormat = Literal["npy", "npz", "h5"]
 Invalid = Literal["nan", "zero", "nearest"]
@@ -95,30 +94,17 @@ def export_features(
         raise InputError(f"extraction {features.extraction.name!r} has no features {view}/{modality}; there: {there}")
     folder = out / f"{view}-{modality}"
     _check_name(folder.name)
-    rows: dict[str, int] = {}
-    num_invalid: dict[str, int] = {}
-    unaligned: list[str] = []
-    dims: set[int] = set()
-
-    def filled() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        for recording, shard in _shards(features, view, modality):
-            if not shard.aligned:
-                unaligned.append(recording)
-                continue
-            _check_name(recording)
-            rows[recording], num_invalid[recording] = len(shard.valid), int((~shard.valid).sum())
-            dims.add(shard.features.shape[1])
-            if len(dims) > 1:
-                raise InputError(f"{recording} {view}/{modality}: widths differ: {sorted(dims)}; extract again")
-            yield recording, fill_invalid(shard.features, shard.valid, invalid), shard.valid
-
-    {"npy": _write_npy, "npz": _write_npz, "h5": _write_hdf5}[file_format](folder, filled())
+    seen = _Seen()
+    {"npy": _write_npy, "npz": _write_npz, "h5": _write_hdf5}[file_format](
+        folder, _filled(features, view, modality, invalid=invalid, seen=seen)
+    )
+    rows = seen.num_rows
     if not rows:
         raise InputError(f"{view}/{modality}: every recording's clips lie at unknown offsets; nothing to export")
-    without = sorted(set(features.manifest.recordings["recording"]) - set(rows) - set(unaligned))
+    without = sorted(set(features.manifest.recordings["recording"]) - set(rows) - set(seen.unaligned))
     stride_frames, fps = frame_clock(features.segment_s)
     summary = ExportSummary(
-        folder, rows, num_invalid, tuple(without), tuple(unaligned), dims.pop(), stride_frames, fps
+        folder, rows, seen.num_invalid, tuple(without), tuple(seen.unaligned), seen.dims.pop(), stride_frames, fps
     )  # fmt: skip
     labels = training_labels(features.manifest, tuple(rows))
     if annotations:
@@ -128,11 +114,33 @@ def export_features(
     return summary
 
 
-def _shards(features: FeatureSet, view: str, modality: str) -> Iterator[tuple[str, Shard]]:
+@dataclass(slots=True)
+class _Seen:
+    """What has gone by while the files were written."""
+
+    num_rows: dict[str, int] = field(default_factory=dict)
+    num_invalid: dict[str, int] = field(default_factory=dict)
+    unaligned: list[str] = field(default_factory=list)
+    dims: set[int] = field(default_factory=set)
+
+
+def _filled(
+    features: FeatureSet, view: str, modality: str, *, invalid: Invalid, seen: _Seen
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yield recording, (S, D) float32 features without holes and (S,) bool mask; one shard is in memory at a time."""
     for recording in sorted(features.manifest.recordings["recording"]):
         shard = features.read(recording, view, modality)
-        if shard is not None:
-            yield recording, shard
+        if shard is None:
+            continue
+        if not shard.aligned:
+            seen.unaligned.append(recording)
+            continue
+        _check_name(recording)
+        seen.num_rows[recording], seen.num_invalid[recording] = len(shard.valid), int((~shard.valid).sum())
+        seen.dims.add(shard.features.shape[1])
+        if len(seen.dims) > 1:
+            raise InputError(f"{recording} {view}/{modality}: widths differ: {sorted(seen.dims)}; extract again")
+        yield recording, fill_invalid(shard.features, shard.valid, invalid), shard.valid
 
 
 def _check_name(name: str) -> None:

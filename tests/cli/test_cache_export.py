@@ -1,6 +1,7 @@
 """`talstack cache export`, and back again by `talstack cache import`."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -127,6 +128,16 @@ def test_the_hdf5_file_has_a_data_set_per_recording(data: Path) -> None:
     export(data, "--format", "h5")
     with h5py.File(data.parent / "out" / "front-rgb" / "features.hdf5") as file:
         assert {name: file[name].shape for name in file} == {"r0": (13, DIM), "r1": (11, DIM)}
+
+
+def test_rows_that_are_no_segments_of_the_recording_are_left_out_and_named(data: Path) -> None:
+    store, manifest = FeatureStore(data.parent / "store"), Manifest.load(data)
+    for key in shard_keys(manifest, Extraction.load(store.root, "toy"), ClipHashes(store.root)):
+        if key.recording == "r1":
+            store.write(key, replace(store.read(key), aligned=False))
+    result = export(data)
+    assert "1 recordings at an unknown offset, left out: r1" in result.output
+    assert not (data.parent / "out" / "front-rgb" / "r1.npy").exists()
 
 
 def test_what_is_not_there_is_named(data: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from talstack.cli.cache_import import command
+from talstack.heads.features import read_group
 from talstack.io.errors import InputError
 from talstack.io.extraction import Extraction, FeatureSet
 from talstack.io.folds import assign_folds
@@ -76,6 +77,8 @@ def test_a_segment_is_the_mean_of_its_rows_and_heads_can_read_it(data: Path) -> 
     shard = shard_of(data)
     assert np.allclose(shard.features, ROWS.reshape(20, 4, CHANNELS).mean(axis=1))
     assert shard.valid.all()
+    group = read_group(FeatureSet.open(Manifest.load(data), data.parent / "store"), "external", "i3d")
+    assert group.recordings == ("r0", "r1", "r2")
     assert "0 shards imported, 3 there already" in run(data, *CLOCK).output
 
 
