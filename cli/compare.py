@@ -9,7 +9,6 @@ import click
 from talstack.cli.evaluate import PRESETS
 
 if TYPE_CHECKING:
-    import polars as pl
     from rich.table import Table
 
     from talstack.cli.scored import Scored
@@ -23,13 +22,15 @@ NUM_CLASSES = 10  # shown, those with the largest differences
 @click.argument("run_b", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), help="Ground truth [the data folder that the runs name].")
 @click.option("--preset", default="binego360", show_default=True, type=click.Choice(PRESETS), help="tIoU thresholds.")
-@click.option("--split", "--subset", "split", help="Part of the ground truth [the one that the runs predicted].")
+@click.option(
+    "--split", "--subset", "split", help="Part of the ground truth [data folder: test; run: the one it predicted]."
+)
 @click.option("--system", help="Whose rows to take of both runs [stack, for a run's folder].")
 @click.option("--system-b", help="Whose rows to take of RUN_B, where it is another.")
 @click.option("--score-column", default="score", show_default=True, help="Column to rank by, in CSV and parquet.")
 @click.option("--draws", default=1000, show_default=True, type=click.IntRange(100), help="Draws of the bootstrap.")
 @click.option("--level", default=0.95, show_default=True, type=click.FloatRange(0, 1, True, True), help="Confidence.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the draws.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the draws.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def command(  # noqa: PLR0913 - one parameter per option
     run_a: Path, run_b: Path, data: Path | None, preset: str, split: str | None, system: str | None,
@@ -40,21 +41,21 @@ def command(  # noqa: PLR0913 - one parameter per option
     Each is a run's folder or a file of predictions, as `talstack evaluate` reads them. To compare two systems of
     one run, name it twice: compare RUN RUN --system stack --system-b weighted.
     """
-    from talstack.cli.scored import read_scored, reading_warnings
+    from talstack.cli.scored import read_scored, warnings_of
     from talstack.evaluate.bootstrap import compare_detections
     from talstack.evaluate.map import PRESETS as THRESHOLDS
 
     truth = data or shared_data_of(run_a, run_b)
     a = read_scored(run_a, truth, split=split, system=system, score_column=score_column)
     b = read_scored(run_b, truth, split=split, system=system_b or system, score_column=score_column)
-    first, second, instances = on_equal_terms(a, b)
+    a, b = on_equal_terms(a, b)
     for scored in (a, b):
-        for warning in reading_warnings(scored):
+        for warning in warnings_of(scored):
             click.echo(f"warning: {scored.name}: {warning}", err=True)
     result = compare_detections(
-        first,
-        second,
-        instances,
+        a.detections,
+        b.detections,
+        a.instances,
         tiou_thresholds=THRESHOLDS[preset],
         recordings=a.truth.recordings,
         num_draws=draws,
@@ -63,6 +64,7 @@ def command(  # noqa: PLR0913 - one parameter per option
     )
     if as_json:
         value = {"name_a": a.name, "name_b": b.name, "preset": preset, "seed": seed, **result.to_json()}
+        value["seen_recordings"] = max(a.num_seen, b.num_seen)
         click.echo(json.dumps(value, allow_nan=False))
     else:
         print_comparison(result, a.name, b.name)
@@ -87,18 +89,25 @@ def shared_data_of(run_a: Path, run_b: Path) -> Path | None:
     return folders[0] if folders else None
 
 
-def on_equal_terms(a: "Scored", b: "Scored") -> "tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]":
-    """Return both detections and the instances; all cut into ten-second bins where one of the two is."""
-    from talstack.io.bins import bin_detections
+def on_equal_terms(a: "Scored", b: "Scored") -> "tuple[Scored, Scored]":
+    """Return both, by the competition's rules where one of the two is a competition file.
 
-    first, second = a.predictions.detections, b.predictions.detections
+    Raises:
+        InputError: they are scored on different recordings.
+    """
+    from talstack.cli.scored import in_bins
+    from talstack.io.errors import InputError
+
+    if a.truth.recordings != b.truth.recordings:
+        raise InputError(
+            f"{a.name} is scored on {len(a.truth.recordings)} recordings, {b.name} on {len(b.truth.recordings)} other "
+            "ones: did they predict different splits? Choose one with --split"
+        )
     if a.predictions.binned == b.predictions.binned:
-        return first, second, a.instances
+        return a, b
     whole, binned = (b, a) if a.predictions.binned else (a, b)
     click.echo(f"warning: {whole.name}: cut into ten-second bins, as {binned.name} is", err=True)
-    if a.predictions.binned:
-        return first, bin_detections(second), a.instances
-    return bin_detections(first), second, b.instances
+    return (a, in_bins(b)) if a.predictions.binned else (in_bins(a), b)
 
 
 def print_comparison(result: "Comparison", name_a: str, name_b: str) -> None:
@@ -126,6 +135,7 @@ def _show(interval: "Interval", sign: str = "") -> str:
 
 
 def _class_table(result: "Comparison") -> "Table":
+    from rich.markup import escape
     from rich.table import Table
 
     from talstack.evaluate.bootstrap import Interval
@@ -139,7 +149,9 @@ def _class_table(result: "Comparison") -> "Table":
     )
     for row in shown.iter_rows(named=True):
         gap = _show(Interval(row["difference"], row["low"], row["high"]), sign="+")
-        table.add_row(row["label"], str(row["num_instances"]), f"{100 * row['a']:.1f}", f"{100 * row['b']:.1f}", gap)
+        table.add_row(
+            escape(row["label"]), str(row["num_instances"]), f"{100 * row['a']:.1f}", f"{100 * row['b']:.1f}", gap
+        )
     return table
 
 

@@ -45,27 +45,22 @@ def command(  # noqa: PLR0913 - one parameter per option
     and its gains are averages over the preset's thresholds.
     """
     from talstack.cli.diagnosis_tables import print_diagnosis
-    from talstack.cli.evaluate import warnings_of
-    from talstack.cli.scored import read_scored
+    from talstack.cli.scored import read_scored, warnings_of
 
     out = out or (predictions / "diagnosis" if predictions.is_dir() else None)
     if plots not in (None, "none") and out is None:
         raise click.UsageError(f"--plots {plots} needs --out, the folder to write the figures to")
     scored = read_scored(predictions, ground_truth, split=split, system=system, score_column=score_column)
     diagnosis = diagnose_scored(scored, preset=preset, tiou=tiou, edges=edges)
-    seen = 0
     if predictions.is_dir():
-        diagnosis, seen = add_run(diagnosis, scored, predictions, ground_truth)
-    lines = warnings_of(diagnosis.result, scored.predictions, scored.truth)
-    if seen:
-        lines.append(f"{seen} of these recordings were seen by the fine-tuned backbone; their figures are optimistic")
-    for warning in lines:
+        diagnosis = add_run(diagnosis, scored, predictions, ground_truth)
+    for warning in warnings_of(scored):
         click.echo(f"warning: {warning}", err=True)
     files = (
         write_files(diagnosis, out, plots=plots or "png", about=about(scored, predictions)) if out is not None else []
     )
     if as_json:
-        value = {**diagnosis.to_json(), "seen_recordings": seen, "files": [str(path) for path in files]}
+        value = {**diagnosis.to_json(), "seen_recordings": scored.num_seen, "files": [str(path) for path in files]}
         click.echo(json.dumps(value, allow_nan=False))
         return
     print_diagnosis(diagnosis)
@@ -80,20 +75,19 @@ def diagnose_scored(scored: "Scored", *, preset: str, tiou: float, edges: str) -
     from talstack.evaluate.sensitivity import PRESET_EDGES
 
     diagnosis = diagnose(
-        scored.predictions.detections,
+        scored.detections,
         replace(scored.truth, instances=scored.instances),
         tiou_thresholds=THRESHOLDS[preset],
         preset=preset,
         tiou_threshold=tiou,
         edges=PRESET_EDGES.get(edges),
     )
-    unread = {f"{reason} (instance)": count for reason, count in scored.truth.dropped.items()}
-    ignored = {**scored.predictions.dropped, **unread, **diagnosis.result.ignored}
+    ignored = {**scored.unscored, **diagnosis.result.ignored}
     return replace(diagnosis, result=replace(diagnosis.result, ignored=ignored))
 
 
-def add_run(diagnosis: "Diagnosis", scored: "Scored", run: Path, ground_truth: Path | None) -> "tuple[Diagnosis, int]":
-    """Return the diagnosis with the heads and scenes of a run, and how many recordings its backbone has seen.
+def add_run(diagnosis: "Diagnosis", scored: "Scored", run: Path, ground_truth: Path | None) -> "Diagnosis":
+    """Return the diagnosis with the heads and scenes of a run.
 
     Both need a data folder as ground truth; without one the diagnosis is left as it is.
     """
@@ -107,9 +101,8 @@ def add_run(diagnosis: "Diagnosis", scored: "Scored", run: Path, ground_truth: P
 
     data, recordings = ground_truth or data_of(run), scored.truth.recordings
     heads = read_json(run / "heads.json") if (run / "heads.json").is_file() else {}
-    seen = len(set(recordings) & set(heads.get("seen", ())))
     if not data.is_dir():
-        return diagnosis, seen
+        return diagnosis
     manifest = Manifest.load(data)
     if (run / "oof.parquet").is_file() and "segment_s" in heads:
         table = pl.scan_parquet(run / "oof.parquet").filter(pl.col("recording").is_in(list(recordings))).collect()
@@ -117,13 +110,13 @@ def add_run(diagnosis: "Diagnosis", scored: "Scored", run: Path, ground_truth: P
     if (run / "scene.parquet").is_file() and manifest.scenes:
         probs = read_scene_probs(run / "scene.parquet", scenes=manifest.scenes)
         diagnosis = with_scenes(diagnosis, probs, manifest, recordings=recordings)
-    return diagnosis, seen
+    return diagnosis
 
 
 def about(scored: "Scored", path: Path) -> str:
     """Return which predictions these are and how many, for the figures."""
     name = path.resolve().name + scored.name.removeprefix(str(path))
-    counts = (scored.predictions.detections.height, scored.instances.height, len(scored.truth.recordings))
+    counts = (scored.detections.height, scored.instances.height, len(scored.truth.recordings))
     binned = ", cut into ten-second bins" if scored.predictions.binned else ""
     return name + ": {:,} detections, {:,} instances, {:,} recordings".format(*counts) + binned
 

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from talstack.evaluate.map import MapResult
     from talstack.evaluate.recall import AverageRecall, RecallAtKx
     from talstack.evaluate.scene import SceneResult
-    from talstack.io.detections import Predictions
-    from talstack.io.ground_truth import GroundTruth
 
 PRESETS = ("anet", "thumos", "epic", "ego4d", "binego360")
 COMPAT = ("actionformer", "opentad", "x360", "x360-repeats", "thumos14")
@@ -31,9 +29,21 @@ CUSTOM = "custom"
 @click.option("--compat", type=click.Choice(COMPAT), help="Score by the rules of another evaluator.")
 @click.option("--score-column", default="score", show_default=True, help="Column to rank by, in CSV and parquet.")
 @click.option("--system", help="Whose rows to take, where a `system` column names several [stack, for a run].")
-@click.option("--split", "--subset", "split", help="Part of the ground truth [test; for a run, the one it predicted].")
-@click.option("--bootstrap", "num_draws", default=0, metavar="N", help="Also a 95 % interval from N draws, say 1000.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the draws.")
+@click.option(
+    "--split",
+    "--subset",
+    "split",
+    help="Part of the ground truth [data folder: test; run: the one it predicted; file: all].",
+)
+@click.option(
+    "--bootstrap",
+    "num_draws",
+    default=0,
+    metavar="N",
+    type=click.IntRange(0),
+    help="Also a 95 % interval from N draws, say 1000.",
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the draws.")
 @click.option("--recall", "with_recall", is_flag=True, help="Also AR@AN and Recall@kx, at k = 1 and 5.")
 @click.option("--per-class", is_flag=True, help="Also print the average precision of every class.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
@@ -61,6 +71,7 @@ def command(  # noqa: PLR0913 - one parameter per option
     from talstack.cli.scored import read_scored
 
     if track == "scene":
+        refuse_tal_options(click.get_current_context())
         scenes = score_scenes(predictions, ground_truth, split=split)
         for reason, count in (scenes.ignored or {}).items():
             click.echo(f"warning: ignored {count}: {reason}", err=True)
@@ -75,16 +86,30 @@ def command(  # noqa: PLR0913 - one parameter per option
     result = score(scored, name, tiou_thresholds=thresholds, compat=compat)
     intervals = bootstrap(scored, thresholds, num_draws=num_draws, seed=seed) if num_draws else None
     recall = score_recall(scored, thresholds) if with_recall else None
-    for warning in warnings_of(result, scored.predictions, scored.truth):
+    for warning in warnings_of(scored, result):
         click.echo(f"warning: {warning}", err=True)
     if as_json:
         extra: dict[str, Any] = {"recall": recall_json(*recall)} if recall else {}
         extra.update({"bootstrap": {**intervals.to_json(), "seed": seed}} if intervals else {})
+        extra.update({"seen_recordings": scored.num_seen} if scored.num_seen else {})
         click.echo(json.dumps({**result.to_json(), **extra}, allow_nan=False))
         return
     print_map(result, intervals, per_class=per_class)
     if recall:
         print_recall(*recall)
+
+
+def refuse_tal_options(context: click.Context) -> None:
+    """Raise click.UsageError where an option was given that means nothing to the scene track."""
+    default = click.core.ParameterSource.DEFAULT
+    kept = {"predictions", "ground_truth", "track", "split", "as_json"}
+    given = [
+        max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if parameter.name not in kept and context.get_parameter_source(str(parameter.name)) != default
+    ]
+    if given:
+        raise click.UsageError(f"{', '.join(given)}: not for --track scene")
 
 
 def choose_thresholds(preset: str | None, tiou: tuple[str, ...]) -> tuple[str, tuple[float, ...]]:
@@ -135,15 +160,16 @@ def score(
     from talstack.evaluate.map import evaluate_detections
 
     evaluate = partial(evaluate_compat, compat) if compat else evaluate_detections
+    raw = compat is not None and compat.startswith("x360")  # it cuts and rounds by rules of its own
     result = evaluate(
-        scored.predictions.detections,
-        scored.instances,
+        scored.predictions.detections if raw else scored.detections,
+        scored.truth.instances if raw else scored.instances,
         tiou_thresholds=tiou_thresholds,
         preset=preset,
         recordings=scored.truth.recordings,
     )
-    unread = {f"{reason} (instance)": count for reason, count in scored.truth.dropped.items()}
-    return replace(result, ignored={**scored.predictions.dropped, **unread, **result.ignored})
+    unscored = {} if raw and scored.predictions.binned else scored.unscored
+    return replace(result, ignored={**unscored, **result.ignored})
 
 
 def bootstrap(scored: "Scored", thresholds: tuple[float, ...], *, num_draws: int, seed: int) -> "MapIntervals":
@@ -151,20 +177,17 @@ def bootstrap(scored: "Scored", thresholds: tuple[float, ...], *, num_draws: int
     from talstack.evaluate.bootstrap import bootstrap_map
     from talstack.evaluate.map import match_for_map
 
-    matched, _ = match_for_map(
-        scored.predictions.detections, scored.instances, thresholds, recordings=scored.truth.recordings
-    )
-    return bootstrap_map(matched, num_draws=num_draws, seed=seed)
+    listed = scored.truth.recordings
+    matched, _ = match_for_map(scored.detections, scored.instances, thresholds, recordings=listed)
+    return bootstrap_map(matched, recordings=listed, num_draws=num_draws, seed=seed)
 
 
 def score_recall(scored: "Scored", thresholds: tuple[float, ...]) -> "tuple[AverageRecall, RecallAtKx]":
     """Return AR@AN at ActivityNet's thresholds, and Recall@kx at these."""
     from talstack.evaluate.recall import average_recall, recall_at_kx
 
-    detections = scored.predictions.detections
-    return average_recall(detections, scored.instances), recall_at_kx(
-        detections, scored.instances, tiou_thresholds=thresholds
-    )
+    proposals = average_recall(scored.detections, scored.instances)
+    return proposals, recall_at_kx(scored.detections, scored.instances, tiou_thresholds=thresholds)
 
 
 def score_scenes(path: Path, ground_truth: Path | None, *, split: str | None) -> "SceneResult":
@@ -194,17 +217,12 @@ def recall_json(proposals: "AverageRecall", at_kx: "RecallAtKx") -> dict[str, An
     return {"average_recall": proposals.to_json(), "recall_at_kx": at_kx.to_json()}
 
 
-def warnings_of(result: "MapResult", predictions: "Predictions", truth: "GroundTruth") -> list[str]:
+def warnings_of(scored: "Scored", result: "MapResult") -> list[str]:
     """Return what a reader of the score should know, one line each."""
-    lines = [f"predictions: {text}" for text in predictions.warnings]
-    lines += [f"ground truth: {text}" for text in truth.warnings]
-    lines += [f"ignored {count}: {reason}" for reason, count in result.ignored.items()]
-    lines += [f"changed {count} by --compat {result.compat}: {what}" for what, count in result.changed.items()]
-    if result.num_unlisted:
-        lines.append(
-            f"{result.num_unlisted} predictions are on recordings that the ground truth does not list "
-            "(another split?); they count as false positives"
-        )
-    if not result.num_predictions:
-        lines.append("there is no prediction to score")
-    return lines
+    from talstack.cli import scored as reading
+    from talstack.evaluate.map import UNKNOWN_LABEL
+
+    lines = reading.warnings_of(scored, compat=result.compat)
+    said = {*scored.unscored, UNKNOWN_LABEL}
+    lines += [f"ignored {count}: {reason}" for reason, count in result.ignored.items() if reason not in said]
+    return lines + [f"changed {count} by --compat {result.compat}: {what}" for what, count in result.changed.items()]

@@ -39,13 +39,14 @@ def print_map(result: "MapResult", intervals: "MapIntervals | None" = None, *, p
 
 
 def _class_table(result: "MapResult") -> "Table":
+    from rich.markup import escape
     from rich.table import Table
 
     headers = [_show_tiou(threshold) for threshold in result.tiou]
     table = Table("class", "instances", *headers, "average", title="average precision, %")
     for label, values in result.ap.items():
         percents = [f"{100 * value:.1f}" for value in (*values, sum(values) / len(values))]
-        table.add_row(label, str(result.instances_per_class[label]), *percents)
+        table.add_row(escape(label), str(result.instances_per_class[label]), *percents)
     return table
 
 
@@ -78,6 +79,7 @@ def _show_interval(interval: "Interval | None") -> list[str]:
 def print_scenes(result: "SceneResult") -> None:
     """Print top-1 and top-5, the recall of every scene, and which scenes are taken for which."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     click.echo(
@@ -86,7 +88,9 @@ def print_scenes(result: "SceneResult") -> None:
     table = Table("scene", "recordings", "recall, %", "taken for")
     for row in result.recall.iter_rows(named=True):
         recall = f"{100 * row['recall']:.1f}"
-        table.add_row(row["scene"], str(row["num_recordings"]), recall, _taken_for(result, row["scene"]))
+        table.add_row(
+            escape(row["scene"]), str(row["num_recordings"]), recall, escape(_taken_for(result, row["scene"]))
+        )
     Console(width=max(Console().width, 110)).print(table)
 
 

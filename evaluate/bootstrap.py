@@ -13,6 +13,7 @@ About the Bootstrap, The American Statistician 69, 2015). An interval speaks of 
 of as many recordings. `benchmarks/bootstrap.py` prints how often it holds, beside the bare percentiles.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -30,6 +31,7 @@ from talstack.io.errors import InputError
 NUM_DRAWS = 1000
 LEVEL = 0.95
 MIN_DRAWS = 100
+VALIDATION: dict[str, Any] = {"where": "detections", "allow_negative": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """Who is better: "a", "b", or "undecided" where the interval of the difference holds zero."""
+        """Who is better: "a", "b", or "undecided" where the interval holds zero and p is above 1 - level."""
         if self.average_difference.low > 0:
             return "a"
         return "b" if self.average_difference.high < 0 else "undecided"
@@ -115,14 +117,30 @@ def draw_weights(num_recordings: int, num_draws: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(num_recordings, shares, size=num_draws)
 
 
-def bootstrap_map(matched: Matched, *, num_draws: int = NUM_DRAWS, level: float = LEVEL, seed: int = 0) -> MapIntervals:
+def bootstrap_map(
+    matched: Matched,
+    *,
+    recordings: Iterable[str] = (),
+    num_draws: int = NUM_DRAWS,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> MapIntervals:
     """Return the mAP of matched detections with its intervals; the same seed gives the same intervals.
 
+    Args:
+        matched: detections and instances.
+        recordings: recordings to draw from beside those with an instance: those of the ground truth that have
+            none. Detections on any other recording are false positives in every draw.
+        num_draws: how many, at least 2 / (1 - level) - 1.
+        level: share of the draws inside an interval.
+        seed: of the draws.
+
     Raises:
-        InputError: fewer than 2 recordings, fewer than 100 draws, or a level outside (0, 1).
+        InputError: fewer than 2 recordings, too few draws, or a level outside (0, 1).
     """
-    weights = _weights(matched, num_draws, level, seed=seed)
-    return _map_intervals(matched, average_precisions(matched)[0], _maps(average_precisions(matched, weights)), level)
+    weights, num_drawn = _weights(matched, recordings, num_draws=num_draws, level=level, seed=seed)
+    maps = _maps(average_precisions(matched, weights))
+    return _map_intervals(matched, average_precisions(matched)[0], maps, num_drawn, level=level)
 
 
 def compare_detections(
@@ -142,40 +160,49 @@ def compare_detections(
         first, second: tables (recording, start_s, end_s, label, score).
         instances: table (recording, start_s, end_s, label).
         tiou_thresholds: each in (0, 1].
-        recordings: recordings to draw from beside those with an instance or a detection.
-        num_draws, level, seed: as `bootstrap_map`.
+        recordings, num_draws, level, seed: as `bootstrap_map`.
 
     Raises:
         InputError: as `evaluate_detections` and `bootstrap_map`.
     """
-    first, second = (validate_detections(table, where="detections", allow_negative=True) for table in (first, second))
-    drawn_from = {*recordings, *first["recording"], *second["recording"]}  # the same for both
-    pair = [match_for_map(table, instances, tiou_thresholds, recordings=drawn_from)[0] for table in (first, second)]
-    weights = _weights(pair[0], num_draws, level, seed=seed)
+    names = {name for table in (first, second) for name in validate_detections(table, **VALIDATION)["recording"]}
+    recordings = set(recordings)
+    listed = names | recordings  # the same weights fit both
+    pair = [match_for_map(table, instances, tiou_thresholds, recordings=listed)[0] for table in (first, second)]
+    weights, num_drawn = _weights(pair[0], recordings, num_draws=num_draws, level=level, seed=seed)
     ap_a, ap_b = (average_precisions(matched)[0] for matched in pair)
     drawn_a, drawn_b = (average_precisions(matched, weights) for matched in pair)
     maps_a, maps_b = _maps(drawn_a), _maps(drawn_b)
     gap = (ap_a - ap_b).mean().reshape(1)
-    gaps = _spread(gap, (maps_a - maps_b).mean(axis=1, keepdims=True), len(weights[0]), level)
+    gaps = _spread(gap, (maps_a - maps_b).mean(axis=1, keepdims=True), num_drawn, level)
     return Comparison(
-        a=_map_intervals(pair[0], ap_a, maps_a, level),
-        b=_map_intervals(pair[1], ap_b, maps_b, level),
-        difference=_intervals((ap_a - ap_b).mean(axis=0), maps_a - maps_b, len(weights[0]), level=level),
+        a=_map_intervals(pair[0], ap_a, maps_a, num_drawn, level=level),
+        b=_map_intervals(pair[1], ap_b, maps_b, num_drawn, level=level),
+        difference=_intervals((ap_a - ap_b).mean(axis=0), maps_a - maps_b, num_drawn, level=level),
         average_difference=_quantiles(gap, gaps, level)[0],
         p_value=_p_value(gaps),
         share_a_better=float((gaps > 0).mean() + (gaps == 0).mean() / 2),
-        classes=_class_table(pair[0], (ap_a, ap_b), drawn_a - drawn_b, level=level),
+        classes=_class_table(pair[0], (ap_a, ap_b), drawn_a - drawn_b, num_drawn, level=level),
     )
 
 
-def _weights(matched: Matched, num_draws: int, level: float, *, seed: int) -> np.ndarray:
-    if len(matched.recordings) < 2:
+def _weights(
+    matched: Matched, recordings: Iterable[str], *, num_draws: int, level: float, seed: int
+) -> tuple[np.ndarray, int]:
+    """Return the weight of every recording in every draw, (B, R), and how many recordings are drawn from."""
+    is_drawn = np.isin(matched.recordings, list(recordings))
+    is_drawn[matched.instances.recording] = True
+    num_drawn = int(is_drawn.sum())
+    if num_drawn < 2:
         raise InputError("bootstrap: only one recording, so there is nothing to draw; an interval needs several")
-    if num_draws < MIN_DRAWS or not 0 < level < 1:
-        raise InputError(
-            f"bootstrap: expected at least {MIN_DRAWS} draws and a level in (0, 1), got {num_draws} and {level}"
-        )
-    return draw_weights(len(matched.recordings), num_draws, seed)
+    if not 0 < level < 1:
+        raise InputError(f"bootstrap: expected a level in (0, 1), got {level}")
+    fewest = max(MIN_DRAWS, math.ceil(2 / (1 - level) - 1e-9) - 1)
+    if num_draws < fewest:
+        raise InputError(f"bootstrap: level {level} needs at least {fewest} draws, got {num_draws}")
+    weights = np.ones((num_draws, len(matched.recordings)))
+    weights[:, is_drawn] = draw_weights(num_drawn, num_draws, seed)
+    return weights, num_drawn
 
 
 def _maps(drawn: np.ndarray) -> np.ndarray:
@@ -184,8 +211,9 @@ def _maps(drawn: np.ndarray) -> np.ndarray:
     return np.nanmean(drawn, axis=1)
 
 
-def _map_intervals(matched: Matched, ap: np.ndarray, maps: np.ndarray, level: float) -> MapIntervals:
-    num_recordings = len(matched.recordings)
+def _map_intervals(
+    matched: Matched, ap: np.ndarray, maps: np.ndarray, num_recordings: int, *, level: float
+) -> MapIntervals:
     average = _intervals(ap.mean().reshape(1), maps.mean(axis=1, keepdims=True), num_recordings, level=level)[0]
     return MapIntervals(
         tiou=tuple(matched.thresholds.tolist()),
@@ -220,7 +248,15 @@ def _spread(estimates: np.ndarray, draws: np.ndarray, num_recordings: int, level
 
 
 def _quantiles(estimates: np.ndarray, spread: np.ndarray, level: float) -> tuple[Interval, ...]:
-    low, high = np.nanquantile(spread, ((1 - level) / 2, (1 + level) / 2), axis=0)
+    """Return the intervals between two draws each, (K,); NaN draws are left out.
+
+    The k-th smallest and k-th largest of n draws, k = (n + 1) (1 - level) / 2 rounded down, so that an interval leaves
+    out zero exactly where the p-value is at most 1 - level.
+    """
+    ordered = np.sort(spread, axis=0)  # NaN last
+    count = (~np.isnan(spread)).sum(axis=0)
+    tail = np.maximum(np.floor((count + 1) * (1 - level) / 2 + 1e-9).astype(np.int64), 1)
+    low, high = (np.take_along_axis(ordered, place[None], axis=0)[0] for place in (tail - 1, count - tail))
     return tuple(Interval(*row) for row in zip(estimates.tolist(), low.tolist(), high.tolist(), strict=True))
 
 
@@ -231,10 +267,10 @@ def _p_value(gaps: np.ndarray) -> float:
 
 
 def _class_table(
-    matched: Matched, ap: tuple[np.ndarray, np.ndarray], gaps: np.ndarray, *, level: float
+    matched: Matched, ap: tuple[np.ndarray, np.ndarray], gaps: np.ndarray, num_recordings: int, *, level: float
 ) -> pl.DataFrame:
     a, b = (values.mean(axis=1) for values in ap)
-    intervals = _intervals(a - b, gaps.mean(axis=2), len(matched.recordings), level=level)
+    intervals = _intervals(a - b, gaps.mean(axis=2), num_recordings, level=level)
     return pl.DataFrame(
         {
             "label": matched.classes,

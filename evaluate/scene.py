@@ -92,7 +92,7 @@ def evaluate_scenes(probs: pl.DataFrame, recordings: pl.DataFrame, *, scenes: Se
         top5=top_k_accuracy(values, targets, k=5) * share if share else 0.0,
         num_recordings=truth.height,
         missing=tuple(missing["recording"]),
-        ignored={"scene not in ground truth": num_unknown} if num_unknown else {},
+        ignored={"recording without a known scene": num_unknown} if num_unknown else {},
         confusion=confusion,
         recall=_recall(confusion),
     )

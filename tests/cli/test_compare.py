@@ -1,6 +1,7 @@
 """`talstack compare` on runs and files, through the real command."""
 
 import json
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -104,4 +105,26 @@ def test_what_readers_left_out_is_said_for_each_run(place):
     odd = pl.concat([detections(0.0), detections(0.0).head(1).with_columns(end_s="start_s")])
     odd.write_csv(place / "odd.csv")
     result = run(place / "good", place / "odd.csv")
-    assert f"warning: {place / 'odd.csv'}: predictions: ignored 1: zero length" in result.stderr
+    assert f"warning: {place / 'odd.csv'}: ignored 1: zero length" in result.stderr
+
+
+def test_runs_of_different_splits_are_refused(place):
+    manifest = Manifest.load(place / "data")
+    halves = manifest.recordings.with_columns(
+        split=pl.when(pl.col("recording") < "r4").then(pl.lit("val")).otherwise(pl.lit("test"))
+    )
+    replace(manifest, recordings=halves).save(place / "data")
+    record = json.loads((place / "bad" / "provenance.json").read_text())
+    (place / "bad" / "provenance.json").write_text(json.dumps({**record, "submit": {"split": "val"}}))
+    result = run(place / "good", place / "bad")
+    assert (result.exit_code, "did they predict different splits? Choose one" in result.stderr) == (2, True)
+    assert run(place / "good", place / "bad", "--split", "val").exit_code == 0
+
+
+def test_labels_are_not_markup(place):
+    table = detections(0.0).with_columns(pl.col("label").replace({"run": "[/b]", "sit": "[red]x[/red]"}))
+    table.write_csv(place / "found.csv")
+    table.drop("score").write_csv(place / "truth.csv")
+    result = run(place / "found.csv", place / "found.csv", "--data", place / "truth.csv")
+    assert result.exit_code == 0
+    assert "│ [/b] " in result.stdout and "│ [red]x[/red] " in result.stdout

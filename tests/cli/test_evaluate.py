@@ -5,6 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from talstack.cli.evaluate import command
+from talstack.cli.validate import command as validate_command
 from talstack.io.errors import InputError
 from talstack.io.manifest import SCHEMAS, Manifest, empty_table
 from talstack.io.runs import record_data
@@ -235,3 +236,75 @@ def test_scene_track_needs_a_ground_truth_with_scenes(run, tmp_path):
         invoke(tmp_path / "scene.csv", tmp_path / "truth.csv", "--track", "scene")
     with pytest.raises(InputError, match="does not know its ground truth"):
         invoke(tmp_path / "scene.csv", "--track", "scene")
+
+
+def test_scene_track_refuses_options_that_mean_nothing_to_it(finished_run):
+    result = invoke(finished_run, "--track", "scene", "--preset", "anet", "--recall")
+    assert (result.exit_code, "--preset, --recall: not for --track scene" in result.stderr) == (2, True)
+
+
+def test_a_seen_recording_is_said(finished_run):
+    (finished_run / "heads.json").write_text('{"seen": ["r0", "r1", "other"]}')
+    result = invoke(finished_run, "--preset", "anet", "--json")
+    assert "2 of these recordings were seen by the fine-tuned backbone" in result.stderr
+    assert json.loads(result.stdout)["seen_recordings"] == 2
+    (finished_run / "heads.json").write_text('{"seen": null}')
+    with pytest.raises(InputError, match="expected an object with a list `seen`"):
+        invoke(finished_run, "--preset", "anet")
+
+
+def test_a_class_ambiguous_is_said_unless_the_rules_know_it(run, tmp_path):
+    truth = "recording,start_s,end_s,label\na,0,10,run\na,30,40,Ambiguous\n"
+    (tmp_path / "other.csv").write_text(truth)
+    (plain, toolkit) = (
+        run(HEADER + "a,0,10,run,1\n", "--preset", "thumos", *options, truth="other.csv")
+        for options in ([], ["--compat", "thumos14"])
+    )
+    assert "the ground truth has a class Ambiguous" in plain.stderr
+    assert "has a class Ambiguous" not in toolkit.stderr
+
+
+def test_labels_are_not_markup(run, tmp_path):
+    (tmp_path / "other.csv").write_text("recording,start_s,end_s,label\na,0,10,[/b]\n")
+    result = run(HEADER + "a,0,10,[/b],1\n", "--preset", "anet", "--per-class", truth="other.csv")
+    assert (result.exit_code, "│ [/b] " in result.stdout) == (0, True)
+
+
+@pytest.fixture
+def competition(tmp_path):
+    """Return a function that scores a competition file against instances, with evaluate and with validate."""
+
+    def score(rows, *instances, duration_s=20.0):
+        recordings = pl.DataFrame([("a", duration_s, None, "test")], schema=SCHEMAS["recordings"], orient="row")
+        truth = pl.DataFrame(instances, schema=SCHEMAS["instances"], orient="row")
+        manifest = Manifest("set", tmp_path, ("run", "sit"), (), recordings, empty_table("clips"), truth)
+        manifest.save(tmp_path / "data")
+        (tmp_path / "file.csv").write_text("id,prediction\n" + "".join(f'{name},"{text}"\n' for name, text in rows))
+        data = tmp_path / "data"
+        result = invoke(tmp_path / "file.csv", data, "--preset", "binego360", "--json")
+        options = [str(tmp_path / "file.csv"), "--track", "tal", "--data", str(data), "--score", "--json"]
+        checked = CliRunner().invoke(validate_command, options, catch_exceptions=False)
+        return json.loads(result.stdout), json.loads(checked.stdout)["score"]
+
+    return score
+
+
+def test_a_competition_file_scores_the_same_in_evaluate_and_validate(competition):
+    rows = [("a_0_10", "[[1, 1.0, 1.3, 0.95], [1, 1.04, 3.96, 0.9]]"), ("a_10_20", "[[1, 10.04, 12.04, 0.9]]")]
+    ours, checked = competition(rows, ("a", 1.0, 4.0, "run"), ("a", 9.7, 12.0, "run"))
+    assert ours["average_map"] == checked["average_map"] == 1.0
+    assert ours["ignored"]["piece under half a second"] == 1
+
+
+def test_instances_that_no_bin_can_hold_are_counted(competition):
+    instances = [("a", -3.0, 4.0, "run"), ("a", 5.0, 5.3, "sit"), ("a", 28.0, 33.0, "run"), ("a", -9.0, -2.0, "run")]
+    ours, checked = competition([("a_0_10", "[[1, 0, 4, 0.5]]"), ("a_10_20", "[]")], *instances)
+    assert ours["average_map"] == checked["average_map"] == 1.0
+    for value in (ours, checked):
+        assert value["ignored"]["outside the recording's bins (instance)"] == 2
+        assert value["ignored"]["piece under half a second (instance)"] == 1
+
+
+def test_times_that_are_no_seconds_do_not_fill_the_memory(run):
+    with pytest.raises(InputError, match="past 1000000 ten-second bins; are its times in seconds"):
+        run(HEADER + "a,0,1e11,run,1\n", "--preset", "binego360", "--compat", "x360")

@@ -49,7 +49,7 @@ def test_a_recording_without_prediction_is_wrong_and_listed():
     result = evaluate_scenes(probs(a=(0.9, 0.1, 0.0)), truth(a="kitchen", b="street", c=None), scenes=SCENES)
     assert (result.top1, result.num_recordings, result.missing) == (0.5, 2, ("b",))
     nothing = evaluate_scenes(probs(z=(1, 0, 0)), truth(a="kitchen"), scenes=SCENES)
-    assert (nothing.top1, nothing.to_json()["ignored"]) == (0.0, {"scene not in ground truth": 1})
+    assert (nothing.top1, nothing.to_json()["ignored"]) == (0.0, {"recording without a known scene": 1})
 
 
 @pytest.mark.parametrize(
