@@ -1,4 +1,4 @@
-"""Shards damaged after their commit are refused or read as the same values; nothing reads as zeros. Prints its counts."""
+"""Shards damaged after their commit are refused or read as the same values; none reads as zeros. Prints counts."""
 
 import itertools
 from collections import Counter
