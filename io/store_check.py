@@ -6,10 +6,11 @@ nothing is deleted.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from talstack.io.store_contents import (
     StoreFile,
     key_of,
     load_entry,
+    parse_identity,
     read_extraction,
     recipe_name,
 )
@@ -133,7 +135,18 @@ def check_file(root: Path, file: StoreFile, *, deep: bool = False) -> BadFile | 
 
 def _check_made(root: Path, file: StoreFile, *, deep: bool) -> None:
     """Check a shard or a recorded failure."""
-    identity = load_entry(file).identity or {}
+    if file.kind == "failure":
+        _check_place(root, file, load_entry(file).identity or {})
+        return
+    with OpenShard(file.path) as shard:
+        key = _check_place(root, file, parse_identity(shard.identity, file.path))
+        shard.check_key(key)
+        if deep:
+            _check_content(shard.read(), key)
+
+
+def _check_place(root: Path, file: StoreFile, identity: Mapping[str, Any]) -> ShardKey:
+    """Return the key with this identity, checked to belong where the file lies."""
     version = identity.get("format_version")
     if version != FORMAT_VERSION:
         raise _OtherFormatError(f"format version {version!r}, this talstack knows {FORMAT_VERSION}")
@@ -144,11 +157,7 @@ def _check_made(root: Path, file: StoreFile, *, deep: bool) -> None:
         raise StoreError("what it was made from has fields that this format does not have")
     if place != file.path:
         raise StoreError(f"was made for {key} and belongs at {place.relative_to(root)}; it is never found here")
-    if file.kind == "shard":
-        with OpenShard(file.path) as shard:
-            shard.check_key(key)
-            if deep:
-                _check_content(shard.read(), key)
+    return key
 
 
 def _check_content(shard: Shard, key: ShardKey) -> None:

@@ -120,9 +120,9 @@ def load_entry(file: StoreFile) -> ShardEntry:
     """
     if file.kind == "failure":
         text, reason = _read_failure(file.path)
-        return ShardEntry(file, _parsed(text, file.path), reason=reason)
+        return ShardEntry(file, parse_identity(text, file.path), reason=reason)
     with OpenShard(file.path) as shard:
-        return ShardEntry(file, _parsed(shard.identity, file.path), shard.num_rows)
+        return ShardEntry(file, parse_identity(shard.identity, file.path), shard.num_rows)
 
 
 def read_entry(file: StoreFile) -> ShardEntry:
@@ -141,8 +141,12 @@ def _read_failure(path: Path) -> tuple[str, str]:
     return canonical_json(record["key"]), str(record["reason"])
 
 
-def _parsed(identity: str, path: Path) -> Mapping[str, Any]:
-    """Return the identity as a dictionary whose fields have the types that a shard's have."""
+def parse_identity(identity: str, path: Path) -> Mapping[str, Any]:
+    """Return the identity in a shard's file as a dictionary whose fields have the types that they must have.
+
+    Raises:
+        StoreError: it is no JSON, or not of a shard.
+    """
     try:
         values = json.loads(identity)
         names = [values[name] for name in ("recording", "view", "modality")]

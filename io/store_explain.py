@@ -61,10 +61,7 @@ def explain(contents: StoreContents, keys: Sequence[ShardKey]) -> list[Explanati
     """
     store = FeatureStore(contents.root)
     found = [_outcome(store, key) for key in keys]
-    if all(explanation.outcome != "missing" for explanation in found):
-        return found
-    entries = [read_entry(file) for file in contents.of_kind("shard", "failure")]
-    return [_with_nearest(item, entries) if item.outcome == "missing" else item for item in found]
+    return [_with_nearest(item, contents) if item.outcome == "missing" else item for item in found]
 
 
 def _outcome(store: FeatureStore, key: ShardKey) -> Explanation:
@@ -80,11 +77,18 @@ def _outcome(store: FeatureStore, key: ShardKey) -> Explanation:
     return Explanation(key, "served", path)
 
 
-def _with_nearest(missing: Explanation, entries: Sequence[ShardEntry]) -> Explanation:
+def _with_nearest(missing: Explanation, contents: StoreContents) -> Explanation:
     key, wanted = missing.key, json.loads(missing.key.identity)
+    files = contents.of_kind("shard", "failure")
+    # a name does not say where the view ends and the modality starts, so what it stands for is read as well
+    folder, start = missing.path.parent.name, missing.path.name.removesuffix(f"{key.fingerprint[:16]}.h5")
+    near = [file for file in files if file.path.parent.name == folder and file.path.name.startswith(start)]
+    entries = [read_entry(file) for file in near]
+    candidates = [entry for entry in entries if entry.group == (key.recording, key.view, key.modality)]
+    if not candidates:
+        entries += [read_entry(file) for file in files if file not in near]
+        candidates = [entry for entry in entries if entry.identity is not None]
     num_unreadable = sum(entry.identity is None for entry in entries)
-    same = [entry for entry in entries if entry.group == (key.recording, key.view, key.modality)]
-    candidates = same or [entry for entry in entries if entry.identity is not None]
     ranked = [(differences(entry.identity or {}, wanted), entry) for entry in candidates]
     if not ranked:
         return Explanation(key, "missing", missing.path, num_unreadable=num_unreadable)
