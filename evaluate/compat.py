@@ -69,8 +69,8 @@ def evaluate_compat(
 ) -> MapResult:
     """Return the mAP by the rules of another evaluator.
 
-    The order of the detections never matters. That of the instances does where the rules say so: of several
-    instances that count as one, `actionformer` and `opentad` keep the first; `thumos14` walks them in their order.
+    The order of rows does not matter, with one exception: `thumos14` walks the instances in their order. (Of several
+    instances that count as one, ActionFormer and OpenTAD keep the first in the file; here it is the earliest.)
 
     Args:
         name: one of `COMPAT`.
@@ -101,8 +101,8 @@ def prepare_actionformer(detections: pl.DataFrame, instances: pl.DataFrame) -> P
     """Return both as ActionFormer scores them: no instance under 1e-3 s, none within 1e-3 s of one kept before.
 
     Source: happyharrycn/actionformer_release, libs/utils/metrics.py, remove_duplicate_annotations: an instance is
-    dropped if end - start < 1e-3, or if an instance of the same recording and label, earlier in the file and itself
-    kept, has both its start and its end within 1e-3 s, limits included.
+    dropped if end - start < 1e-3, or if an instance of the same recording and label, earlier (there in the file, here
+    in time) and itself kept, has both its start and its end within 1e-3 s, limits included.
     """
     kept = instances.filter(pl.col("end_s") - pl.col("start_s") >= TOLERANCE_S)
     short = {f"shorter than {TOLERANCE_S:g} s (instance)": instances.height - kept.height}
@@ -198,12 +198,12 @@ def is_first_of_duplicates(instances: pl.DataFrame) -> np.ndarray:
     is_kept[rows.filter(pl.len().over("cluster") == 1)["row"].to_numpy()] = True
     crowded = rows.filter(pl.len().over("cluster") > 1)
     for _, cluster in crowded.group_by("cluster"):
-        is_kept[_walk_cluster(cluster.sort("row"))] = True
+        is_kept[_walk_cluster(cluster.sort("start_s", "end_s"))] = True
     return is_kept
 
 
 def _walk_cluster(cluster: pl.DataFrame) -> list[int]:
-    """Return the rows that stay, walked in the order of the table; starts lie so near that each may be a duplicate."""
+    """Return the rows that stay of starts that lie so near that each may be a duplicate, walked by start and end."""
     kept: list[tuple[int, float, float]] = []
     for row, start, end in cluster.select("row", "start_s", "end_s").iter_rows():
         if not any(abs(start - low) <= TOLERANCE_S and abs(end - high) <= TOLERANCE_S for _, low, high in kept):

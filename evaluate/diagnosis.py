@@ -297,4 +297,5 @@ def _known_scenes(manifest: Manifest, recordings: Sequence[str]) -> pl.DataFrame
 
 
 def _rows(frame: pl.DataFrame) -> list[dict[str, Any]]:
-    return frame.with_columns(pl.selectors.float().fill_nan(None)).to_dicts()
+    numbers = pl.selectors.float()  # JSON knows neither NaN nor infinity
+    return frame.with_columns(pl.when(numbers.is_finite()).then(numbers)).to_dicts()

@@ -91,7 +91,7 @@ def false_positive_profile(
         InputError: `multiples` below 1, or a missing column.
     """
     _check_profile(classified, multiples)
-    sizes = instances.group_by("label").agg(pl.len().cast(pl.Int64).alias("size"))
+    sizes = instances.group_by(pl.col("label").cast(pl.String)).agg(pl.len().cast(pl.Int64).alias("size"))
     counts = (
         classified.select("label", "kind", "rank")
         .join(sizes, on="label", how="inner")

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from talstack.evaluate.diagnosis import FRAMES, diagnose, range_text, with_scenes, with_segments
-from talstack.evaluate.false_positives import classify_detections, error_impact
+from talstack.evaluate.false_positives import classify_detections, error_impact, false_positive_profile
 from talstack.evaluate.map import evaluate_detections
 from talstack.evaluate.sensitivity import PRESET_EDGES
 from talstack.io.detections import DETECTION_SCHEMA, INSTANCE_SCHEMA, read_predictions
@@ -197,3 +197,18 @@ def test_tied_scores_of_real_data_in_any_order(shared_data):
     assert found.error_impact.filter(pl.col("tiou").is_null())["map"].to_list() == pytest.approx(
         [found.result.average_map] * 6, abs=1e-12
     )
+
+
+def test_infinite_figures_become_null_in_json(truth):
+    huge = DETECTIONS.with_columns(score=pl.lit(1.7e308))
+    value = diagnose(huge, truth, tiou_thresholds=TIOU).to_json()
+    json.dumps(value, allow_nan=False)
+    assert any(row["mean_prob"] is None for row in value["frames"]["score_reliability"])
+
+
+def test_labels_may_be_categorical():
+    categorical = INSTANCES.with_columns(pl.col("label").cast(pl.Categorical))
+    plain, other = (
+        false_positive_profile(classify_detections(DETECTIONS, table), table) for table in (INSTANCES, categorical)
+    )
+    assert plain.equals(other)
