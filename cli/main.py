@@ -38,7 +38,9 @@ def main() -> None:
     """Find which actions happen when in long recordings filmed by several cameras.
 
     The usual order: import (or demo-data), finetune, extract, heads, submit, evaluate. Every step skips what is
-    already there. Exit codes: 0 done, 1 incomplete (what is missing is listed), 2 wrong usage or input.
+    already there. Then: diagnose says why a score is what it is, compare whether another is better, validate what
+    the competition would refuse; cache looks after the features. Exit codes: 0 done, 1 incomplete (what is missing is
+    listed), 2 wrong usage or input.
     """
 
 
