@@ -208,6 +208,16 @@ def test_a_removal_that_was_killed_is_put_back_and_judged_anew(store: FeatureSto
         put_back(home)
 
 
+def test_putting_back_overwrites_nothing(store: FeatureStore) -> None:
+    home = store.recipe_folder(DROPPED)
+    aside = home.with_name(f".gc-{home.name}")
+    for folder, text in ((aside, "mine"), (home, "mine as well")):
+        folder.mkdir(exist_ok=True)
+        (folder / "note.txt").write_text(text)
+    restore_interrupted(scan_store(store.root))
+    assert [(folder / "note.txt").read_text() for folder in (aside, home)] == ["mine", "mine as well"]
+
+
 def test_a_run_whose_extraction_is_not_recorded_here_is_refused(store: FeatureStore) -> None:
     check_runs(scan_store(store.root), [(Path("run"), "toy")])
     with pytest.raises(InputError, match=r"'other', which .* has no record of \(there: toy\)"):
