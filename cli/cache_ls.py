@@ -100,15 +100,15 @@ def _print_table(summaries: "list[RecipeSummary]") -> None:
         "extractions", title="recipes",
     )  # fmt: skip
     for summary in summaries:
-        groups = ", ".join(f"{group} {count}" for group, count in summary.groups.items())
+        groups = "\n".join(f"{group} {count}" for group, count in summary.groups.items())
         unreadable = f"{summary.num_unreadable} unreadable" if summary.num_unreadable else ""
         table.add_row(
             summary.recipe, summary.kind, summary.backbone, ", ".join(f"{value:g}" for value in summary.segment_s),
-            ", ".join(part for part in (groups, unreadable) if part), str(summary.num_failures),
+            "\n".join(part for part in (groups, unreadable) if part), str(summary.num_failures),
             bytes_text(summary.size_bytes), age_text(summary.newest_s, now_s), age_text(summary.oldest_s, now_s),
             ", ".join(summary.extractions) or "none",
         )  # fmt: skip
-    Console(stderr=True).print(table)
+    Console(width=max(Console().width, 140)).print(table)  # a pipe has 80 columns, which would cut the names
 
 
 def _line(contents: "StoreContents", summaries: "list[RecipeSummary]") -> str:
