@@ -108,11 +108,11 @@ class Manifest:
         lines = [
             "# talstack data set; media_root may be edited when the media move (relative to this folder, or absolute)",
             f"format_version = {FORMAT_VERSION}",
-            f"name = {json.dumps(self.name)}",
-            f"media_root = {json.dumps(str(shown))}",
+            f"name = {_toml(self.name)}",
+            f"media_root = {_toml(str(shown))}",
             f"first_action_id = {self.first_action_id}",
-            f"actions = {json.dumps(self.actions)}",
-            f"scenes = {json.dumps(self.scenes)}",
+            f"actions = {_toml(self.actions)}",
+            f"scenes = {_toml(self.scenes)}",
         ]
         write_text(folder / "dataset.toml", "\n".join(lines) + "\n")
 
@@ -131,7 +131,7 @@ class Manifest:
             )
         try:
             values = tomllib.loads(header.read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{header}: {error}") from error
         if values.get("format_version") != FORMAT_VERSION:
             raise InputError(
@@ -157,6 +157,16 @@ class Manifest:
             )
         except KeyError as error:
             raise InputError(f"{header}: missing key {error}") from error
+
+
+def _toml(value: str | Sequence[str]) -> str:
+    """Return the text or texts in TOML, which is JSON but for U+007F and for surrogates, which it has not."""
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"manifest: {value!r:.120} cannot be written as UTF-8; rename it") from error
+    return text
 
 
 def resolve_inside(root: Path, relative: str) -> Path:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,24 @@ def test_round_trip(tmp_path: Path) -> None:
     assert back.media_root == (tmp_path / "media").resolve()
     for name in SCHEMAS:
         assert getattr(back, name).equals(getattr(manifest, name))
+
+
+@pytest.mark.parametrize("name", ["r\U0001f600", "r\x7f", 'a"b\\c', "new\nline", "\u00fc"])
+def test_any_name_is_written_and_read_back(tmp_path: Path, name: str) -> None:
+    manifest = make_manifest(tmp_path)
+    named = replace(manifest, name=name, actions=(*manifest.actions, name), scenes=(*manifest.scenes, name))
+    named.save(tmp_path / "data")
+    loaded = Manifest.load(tmp_path / "data")
+    assert (loaded.name, loaded.actions, loaded.scenes) == (name, named.actions, named.scenes)
+
+
+def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be written as UTF-8"):
+        replace(make_manifest(tmp_path), name="half\ud83d").save(tmp_path / "data")
+    make_manifest(tmp_path).save(tmp_path / "data")
+    (tmp_path / "data" / "dataset.toml").write_bytes(b'name = "\xe9"')
+    with pytest.raises(InputError, match=r"dataset\.toml: .*utf-8"):
+        Manifest.load(tmp_path / "data")
 
 
 def test_data_and_media_move_together(tmp_path: Path) -> None:
