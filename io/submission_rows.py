@@ -83,6 +83,10 @@ def read_rows(path: Path) -> RawTable:
         message = f"columns are separated by {SEPARATORS[separator]} (a spreadsheet's export?); expected commas"
         findings.append(finding("separator", message, line=lines.index(first) + 1))
     records = list(_records(lines, separator))
+    broken = next((row.line for row in records[1:] if lines[row.line - 2].endswith("\r")), None)
+    if broken is not None:
+        message = "the line ends with a carriage return alone, as old Macintosh programs wrote; save with line feeds"
+        findings.append(finding("encoding", message, line=broken - 1))
     return RawTable(records[0], tuple(records[1:]), separator, tuple(findings))
 
 

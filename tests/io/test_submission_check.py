@@ -438,3 +438,14 @@ def test_what_cannot_be_checked_at_all(manifest, tmp_path):
         check_submission(path, bare, track="tal")
     with pytest.raises(InputError, match="has no scenes to check against"):
         check_submission(path, bare, track="scene", split="train")
+
+
+def test_lines_that_end_with_a_carriage_return_alone_are_refused_as_evaluate_refuses_them(check):
+    (found,) = check(csv_of(GOOD).replace("\n", "\r")).findings
+    assert (found.line, found.kind, found.severity) == (1, "encoding", "error")
+    assert "carriage return alone" in found.message
+    head, *rows = csv_of(GOOD).splitlines()
+    assert [found.line for found in check(f"{head}\n" + "\r".join(rows) + "\n").findings] == [2]
+    quoted, _ = with_row("s_0_10", "[\r[1, 0.0, 5.0, 0.5]]")  # within quotes it is white space
+    assert check(quoted).findings == ()
+    assert check(csv_of(GOOD).replace("\n", "\r\n")).findings == ()
