@@ -18,6 +18,7 @@ from talstack.io.errors import InputError
 BIN_S = 10.0
 MIN_PIECE_S = 0.5
 MAX_BINS = 1_000_000  # 116 days
+MAX_DIGITS = 15  # of a time in an id: whole numbers that a float holds exactly
 OUTSIDE = "outside the recording's bins"
 SHORT_PIECE = "piece under half a second"
 SLACK_S = 1e-9  # 12.8 - 12.3 must still count as 0.5
@@ -45,13 +46,17 @@ def parse_row_id(text: str) -> tuple[str, int]:
         InputError: the id is not `<recording>_<bin start>_<bin end>` of a ten-second bin.
     """
     recording, *ends = text.rsplit("_", 2)
-    if len(ends) == 2 and recording and all(end.isascii() and end.isdigit() for end in ends):
+    if len(ends) == 2 and recording and all(_is_whole(end) for end in ends):
         bin_index = int(ends[0]) // int(BIN_S)
         if text == row_id(recording, bin_index):
             return recording, bin_index
     raise InputError(
-        f"id {text!r}: expected <recording>_<bin start>_<bin end> with ten-second bins, such as <recording>_20_30"
+        f"id {text[:120]!r}: expected <recording>_<bin start>_<bin end> with ten-second bins, such as <recording>_20_30"
     )
+
+
+def _is_whole(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS
 
 
 def cut_into_bins(table: pl.DataFrame) -> pl.DataFrame:

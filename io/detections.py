@@ -3,12 +3,16 @@
 A detection is a row (recording, start_s, end_s, label, score) of `DETECTION_SCHEMA`; times are seconds on the
 recording's clock. Accepted files: talstack's parquet, plain CSV, the JSON forms of `talstack.io.result_json` and the
 BinEgo-360 competition's CSV. Ground truth is read in `talstack.io.ground_truth`.
+
+In every format white space around a recording or a label is no part of the name; empty names are refused, and so are
+two names of a file that only such white space tells apart (in a CSV, where it is layout, they are one name).
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -23,8 +27,12 @@ from talstack.io.tables import read_csv, read_header
 
 INSTANCE_SCHEMA = SCHEMAS["instances"]
 DETECTION_SCHEMA: dict[str, type[pl.DataType]] = {**INSTANCE_SCHEMA, "score": pl.Float64}
+MAX_TIME_S = 1e12  # 31,700 years; beyond about 1e308 the tIoU of two intervals is not a number
 ZERO_LENGTH = "zero length"
+NO_SYSTEM = "row without a system"
+NAMES = ("recording", "label")
 ARGUMENTS = "talstack evaluate takes PREDICTIONS first, then GROUND_TRUTH"
+COMPETITION_HEADER = ("id", "prediction")
 REPEATED = "they are kept, as the reference keeps them, and at most one of each can be a hit per instance"
 BINEGO360_CLASSES: Mapping[int, str] = dict(enumerate(BINEGO360_ACTIONS, start=1))
 
@@ -56,8 +64,9 @@ def validate_detections(table: pl.DataFrame, *, where: str, allow_negative: bool
         allow_negative: let detections start before second 0.
 
     Raises:
-        InputError: a missing, unknown or mistyped column; an empty value; a time or score that is not finite; an
-            end that is not after its start; a negative time. The message names the first such row.
+        InputError: a missing, unknown or mistyped column; an empty value; a time or score that is not finite; a time
+            beyond `MAX_TIME_S`; an end that is not after its start; a negative time. The message names the first
+            such row.
     """
     return _validate(table, DETECTION_SCHEMA, where=where, allow_negative=allow_negative)
 
@@ -68,10 +77,55 @@ def validate_instances(table: pl.DataFrame, *, where: str, allow_negative: bool 
 
 
 def drop_zero_length(table: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Return the table without rows that end where they start, and {reason: count} of those (empty if none)."""
-    kept = table.filter((pl.col("end_s") != pl.col("start_s")).fill_null(True))
+    """Return the table without rows that end where they start, and {reason: count} of those (empty if none).
+
+    Rows whose times are missing or not finite stay, for `validate_detections` to refuse.
+    """
+    is_empty = (pl.col("end_s") == pl.col("start_s")) & pl.col("start_s").is_finite()  # to polars NaN is NaN
+    kept = table.filter(~is_empty.fill_null(False))
     count = table.height - kept.height
     return kept, {ZERO_LENGTH: count} if count else {}
+
+
+def check_read_rows(
+    table: pl.DataFrame, schema: Mapping[str, type[pl.DataType]], *, where: str
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Return the rows of a file as `schema` wants them, names without outer white space, and {reason: count} dropped.
+
+    Args:
+        table: the columns of `schema`, and `line` where rows have one.
+
+    Raises:
+        InputError: what `validate_detections` refuses, an empty name, or two names that only outer white space tells
+            apart.
+    """
+    lines = table.select(pl.col("line")) if "line" in table.columns else pl.DataFrame()
+    typed = _with_schema(table.drop("line", strict=False), schema, where)
+    kept, dropped = drop_zero_length(strip_names(typed, NAMES, where=where).hstack(lines))
+    return _validate(kept, schema, where=where, allow_negative=True), dropped
+
+
+def strip_names(table: pl.DataFrame, columns: Sequence[str], *, where: str) -> pl.DataFrame:
+    """Return the table with no white space around the texts of the columns.
+
+    Raises:
+        InputError: two different texts of a column would become one, or one would become empty.
+    """
+    for column in columns:
+        names = table[column].drop_nulls().unique()
+        stripped = names.str.strip_chars()
+        if (stripped == "").any():
+            row = (table[column].str.strip_chars() == "").arg_max()
+            raise InputError(f"{where}, row {row} (counted from 0): the {column} is an empty text; expected a name")
+        repeated = names.filter(stripped.is_duplicated()).sort()
+        if len(repeated):
+            raise InputError(
+                f"{where}: only white space tells these {column}s apart: {', '.join(map(repr, repeated.head(4)))}; "
+                "it is no part of a name, so rename one of them"
+            )
+        if (names != stripped).any():
+            table = table.with_columns(pl.col(column).str.strip_chars())
+    return table
 
 
 def count_negative(table: pl.DataFrame) -> tuple[str, ...]:
@@ -106,7 +160,7 @@ def read_predictions(
     Args:
         path: the file.
         score_column: column to rank by, in parquet and plain CSV.
-        system: which system's rows to take where a `system` column names several.
+        system: which system's rows to take where a `system` column holds several; rows without one count as another.
         class_ids: label of each class id in a competition CSV and in challenge records; BinEgo-360's own by default.
 
     Raises:
@@ -114,10 +168,14 @@ def read_predictions(
         InputError: another format, or values that `validate_detections` refuses; names the file and the row.
     """
     source = _open(path, score_column, system, class_ids)
-    kept, dropped = drop_zero_length(source.table)
-    detections = validate_detections(kept, where=str(path), allow_negative=True)
+    detections, dropped = check_read_rows(source.table, DETECTION_SCHEMA, where=str(path))
     warnings = (*source.warnings, *count_negative(detections), *count_repeated(detections, REPEATED))
-    return Predictions(detections, binned=source.binned, dropped=dropped, warnings=warnings)
+    return Predictions(detections, binned=source.binned, dropped={**source.dropped, **dropped}, warnings=warnings)
+
+
+def is_competition_csv(header: Sequence[str]) -> bool:
+    """Return whether these are the columns of the competition's file, in whichever order, rather than of a table."""
+    return set(COMPETITION_HEADER) <= set(header) and not set(INSTANCE_SCHEMA) <= set(header)
 
 
 class _Source(NamedTuple):
@@ -126,6 +184,7 @@ class _Source(NamedTuple):
     table: pl.DataFrame
     binned: bool = False
     warnings: tuple[str, ...] = ()
+    dropped: Mapping[str, int] = MappingProxyType({})
 
 
 def _open(path: Path, score_column: str, system: str | None, class_ids: Mapping[int, str]) -> _Source:
@@ -135,9 +194,9 @@ def _open(path: Path, score_column: str, system: str | None, class_ids: Mapping[
         raise MissingInputError(f"{path}: no such file of predictions")
     if path.suffix not in (".parquet", ".csv", ".json"):
         raise InputError(f"{path}: predictions must be .parquet, .csv or .json, got {path.suffix or 'no suffix'!r}")
-    binned = path.suffix == ".csv" and read_header(path)[:2] == ["id", "prediction"]
+    binned = path.suffix == ".csv" and is_competition_csv(read_header(path))
     if not binned and path.suffix != ".json":
-        return _Source(_read_columns(path, score_column, system))
+        return _read_columns(path, score_column, system)
     if score_column != "score" or system is not None:
         raise InputError(
             f"{path}: this format has one score and one system; a score column or a system cannot be chosen"
@@ -166,19 +225,22 @@ def write_parquet(detections: pl.DataFrame, path: Path) -> None:
         sort_detections(detections).write_parquet(temporary)
 
 
-def _read_columns(path: Path, score_column: str, system: str | None) -> pl.DataFrame:
+def _read_columns(path: Path, score_column: str, system: str | None) -> _Source:
+    if score_column in (*NAMES, "system"):
+        raise InputError(f"{path}: column {score_column} holds names; a score column needs numbers to rank by")
     schema: dict[str, type[pl.DataType]] = {**INSTANCE_SCHEMA, score_column: pl.Float64, "system": pl.String}
     if path.suffix == ".csv":
         _refuse_ground_truth(read_header(path), score_column, path)
-        table = read_csv(path, schema, optional=["system"])
+        table = read_csv(path, schema, optional=["system"], only_utf8=True)
     else:
         table = _read_parquet(path, schema, score_column)
+    dropped: dict[str, int] = {}
     if "system" in table.columns:
-        table = _one_system(table, system, path)
+        table, dropped = _one_system(table, system, path)
     elif system is not None:
         raise InputError(f"{path}: there is no column `system` to choose {system!r} from")
-    lines = [pl.col("line")] if path.suffix == ".csv" else []
-    return table.select(*INSTANCE_SCHEMA, pl.col(score_column).alias("score"), *lines)
+    lines = [pl.col("line")] if path.suffix == ".csv" and score_column != "line" else []
+    return _Source(table.select(*INSTANCE_SCHEMA, pl.col(score_column).alias("score"), *lines), dropped=dropped)
 
 
 def _read_parquet(path: Path, schema: Mapping[str, type[pl.DataType]], score_column: str) -> pl.DataFrame:
@@ -201,13 +263,22 @@ def _refuse_ground_truth(found: list[str], score_column: str, path: Path) -> Non
         )
 
 
-def _one_system(table: pl.DataFrame, system: str | None, path: Path) -> pl.DataFrame:
+def _one_system(table: pl.DataFrame, system: str | None, path: Path) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Return the rows of one system, and {reason: count} of rows without any that were left out for it."""
+    dtype = table.schema["system"]
+    if not (dtype.is_integer() or isinstance(dtype, pl.String | pl.Categorical | pl.Enum | pl.Null)):
+        raise InputError(f"{path}, column system: expected names, got {dtype}")
+    table = table.with_columns(pl.col("system").cast(pl.String))
     systems = table["system"].drop_nulls().unique().sort().to_list()
-    if system is None and len(systems) > 1:
-        raise InputError(f"{path}: holds several systems, choose one of them: {', '.join(systems)}")
-    if system is not None and system not in systems:
+    nameless = table["system"].null_count()
+    if system is None and len(systems) + bool(nameless) > 1:
+        others = f"; {nameless} rows have none" if nameless else ""
+        raise InputError(f"{path}: holds several systems, choose one of them: {', '.join(systems)}{others}")
+    if system is None:
+        return table, {}
+    if system not in systems:
         raise InputError(f"{path}: no system {system!r}; found {', '.join(systems) or 'none'}")
-    return table.filter(pl.col("system") == system) if system is not None else table
+    return table.filter(pl.col("system") == system), {NO_SYSTEM: nameless} if nameless else {}
 
 
 def _read_json(path: Path, class_ids: Mapping[int, str]) -> _Source:
@@ -227,17 +298,21 @@ def _read_json(path: Path, class_ids: Mapping[int, str]) -> _Source:
 
 
 def _read_competition_csv(path: Path, class_ids: Mapping[int, str]) -> pl.DataFrame:
-    rows = read_csv(path, {"id": pl.String, "prediction": pl.String})
+    header = read_header(path)
+    if len(header) > len(COMPETITION_HEADER):
+        found = ",".join(header)
+        raise InputError(f"{path}: expected exactly id,prediction, got {found[:80]!r}; remove the other columns")
+    rows = read_csv(path, dict.fromkeys(COMPETITION_HEADER, pl.String), only_utf8=True)
     repeated = rows.filter(pl.col("id").is_duplicated())
     if repeated.height:
         raise InputError(f"{path}, line {repeated['line'][-1]}: id {repeated['id'][-1]!r} appears more than once")
-    records: list[tuple[str, float, float, str, float]] = []
+    records: list[tuple[str, float, float, str, float, int]] = []
     for name, text, line in rows.iter_rows():
         try:
-            records += _competition_row(name, text, class_ids)
+            records += [(*record, line) for record in _competition_row(name, text, class_ids)]
         except InputError as error:
             raise InputError(f"{path}, line {line}: {error}") from error
-    return pl.DataFrame(records, schema=DETECTION_SCHEMA, orient="row")
+    return pl.DataFrame(records, schema={**DETECTION_SCHEMA, "line": pl.Int64}, orient="row")
 
 
 def _competition_row(
@@ -265,6 +340,10 @@ def _validate(
     rules = [
         (pl.any_horizontal(pl.all().is_null()), "an empty value"),
         (~pl.all_horizontal(pl.col(numbers).is_finite()), f"{', '.join(numbers)} must be finite"),
+        (
+            pl.any_horizontal(pl.col("start_s", "end_s").abs() > MAX_TIME_S),
+            f"start_s, end_s must lie within {MAX_TIME_S:g} seconds of 0",
+        ),
         (pl.col("end_s") <= pl.col("start_s"), "end_s must be after start_s"),
         (pl.lit(not allow_negative) & (pl.col("start_s") < 0), "start_s must not be negative"),
     ]

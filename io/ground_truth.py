@@ -1,6 +1,5 @@
 """Readers of ground truth: ActivityNet JSON, challenge records, plain CSV, a talstack data folder."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,10 +11,12 @@ from talstack.io.detections import (
     ARGUMENTS,
     BINEGO360_CLASSES,
     INSTANCE_SCHEMA,
+    MAX_TIME_S,
+    check_read_rows,
     count_negative,
     count_repeated,
-    drop_zero_length,
-    validate_instances,
+    is_competition_csv,
+    strip_names,
 )
 from talstack.io.errors import InputError, MissingInputError
 from talstack.io.manifest import SPLITS, Manifest
@@ -65,7 +66,7 @@ def read_ground_truth(path: Path, *, split: str | None = None) -> GroundTruth:
 
     Raises:
         MissingInputError: nothing is there.
-        InputError: another format, an unknown split, or an instance that `validate_instances` refuses.
+        InputError: another format, an unknown split, or an instance that `check_read_rows` refuses.
     """
     if path.is_dir():
         return _from_folder(path, split or "test")
@@ -78,9 +79,9 @@ def read_ground_truth(path: Path, *, split: str | None = None) -> GroundTruth:
         raise InputError(f"{path}: ground truth must be a .json or .csv file or a data folder{hint}")
     _refuse_split(path, split, "a CSV has")
     header = read_header(path)
-    if header[:2] == ["id", "prediction"]:
+    if is_competition_csv(header):
         raise InputError(f"{path}: {SWAPPED}")
-    table = read_csv(path, INSTANCE_SCHEMA)
+    table = read_csv(path, INSTANCE_SCHEMA, only_utf8=True)
     truth = _checked(table, table["recording"].unique().to_list(), path, BINEGO360_CLASSES)
     return replace(truth, warnings=(*truth.warnings, SCORED)) if "score" in header else truth
 
@@ -110,7 +111,7 @@ def _from_folder(folder: Path, split: str) -> GroundTruth:
 
 
 def _known(recordings: pl.DataFrame, column: str) -> dict[str, Any]:
-    return dict(recordings.select("recording", column).drop_nulls().iter_rows())
+    return dict(recordings.select(pl.col("recording").str.strip_chars(), column).drop_nulls().iter_rows())
 
 
 def _from_json(path: Path, split: str | None) -> GroundTruth:
@@ -144,15 +145,19 @@ def _durations(database: Mapping[str, Mapping[str, Any]], names: list[str], path
         value = database[name].get("duration")
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_TIME_S:
             raise InputError(
-                f"{path}, recording {name!r}: duration must be a positive number of seconds, got {value!r}"
+                f"{path}, recording {name!r}: duration must be a positive number of seconds, at most {MAX_TIME_S:g}, "
+                f"got {value!r:.80}"
             )
-        durations[name] = float(value)
+        durations[name.strip()] = float(value)
     return durations
 
 
 def _choose_subset(database: Mapping[str, Mapping[str, Any]], subset: str | None, path: Path) -> str | None:
+    for name, entry in database.items():
+        if not isinstance(entry.get("subset"), str | None):
+            raise InputError(f"{path}, recording {name!r}: subset must be a text, got {entry['subset']!r:.80}")
     found = {entry.get("subset") for entry in database.values()}
     if subset is None and len(found) <= 1:
         return next(iter(found), None)
@@ -166,8 +171,10 @@ def _choose_subset(database: Mapping[str, Mapping[str, Any]], subset: str | None
 
 
 def _checked(table: pl.DataFrame, recordings: list[str], path: Path, class_ids: Mapping[int, str]) -> GroundTruth:
-    kept, dropped = drop_zero_length(table)
-    instances = validate_instances(kept, where=str(path), allow_negative=True)
+    instances, dropped = check_read_rows(table, INSTANCE_SCHEMA, where=str(path))
     repeated = count_repeated(instances, "an instance that is listed twice counts twice")
     warnings = (*count_negative(instances), *repeated)
-    return GroundTruth(instances, tuple(sorted(recordings)), dropped, warnings, class_ids)
+    names = strip_names(
+        pl.DataFrame({"recording": recordings}, schema={"recording": pl.String}), ["recording"], where=str(path)
+    )
+    return GroundTruth(instances, tuple(names["recording"].sort()), dropped, warnings, class_ids)

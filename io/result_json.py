@@ -10,7 +10,9 @@ first that is wrong.
 import gc
 import json
 import math
+import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -20,46 +22,91 @@ import numpy as np
 import polars as pl
 
 from talstack.io.errors import InputError, MissingInputError
-from talstack.io.source_rows import read_unique_json
 
 Bounds = Callable[[Any], Sequence[Any]]  # an entry's start and end
 RESULT_KEYS = ("results", "detect_results")
+HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # either half; a pair of them is one character
+KEY_END = re.compile(r'"\s*:')
 RECORD_KEYS = ("video_id", "t_start", "t_end", "label")
 UNRANKED = "no entry has a score, so every score is 1.0 and the ranking, on which mAP rests, is undefined"
 
 
 def read_result_json(path: Path) -> Any:
-    """Return the parsed file, in which no recording stands twice (Python would keep the last one silently).
+    """Return the parsed file, in which no key stands twice in one object (Python would keep the last one silently).
 
     Raises:
         MissingInputError: there is no such file.
-        InputError: it is not JSON, nested too deeply, or has a key twice in one object.
+        InputError: it is not UTF-8 or not JSON, nested too deeply, holds half a surrogate pair or a whole number of
+            thousands of digits, or has a key twice in one object.
     """
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file")
     collecting = gc.isenabled()
     gc.disable()  # looking for cycles among millions of new dicts takes longer than parsing, and JSON has none
     try:
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        text = _text(path)
         content = json.loads(text)
+        _refuse_half_pairs(content, text, path)
         # refusing repeated keys while parsing takes twice as long; counting says whether it is needed
-        return content if isinstance(content, list) or _is_whole(content, text) else read_unique_json(path)
-    except json.JSONDecodeError:
-        return read_unique_json(path)  # says where
+        return content if _has_every_key(content, text) else _loads_unique(text, path)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not valid JSON, line {error.lineno} column {error.colno}: {error.msg}") from error
     except RecursionError as error:
         raise InputError(f"{path}: nested too deeply to be a table of intervals") from error
+    except InputError:
+        raise
+    except ValueError as error:  # Python's limit on the digits of a whole number
+        raise InputError(f"{path}: holds a number that cannot be read: {error}") from error
     finally:
         if collecting:
             gc.enable()
 
 
-def _is_whole(content: Any, text: str) -> bool:
-    """Return whether results have as many entries as the text they were parsed from."""
-    results = [content[key] for key in RESULT_KEYS if key in content] if isinstance(content, dict) else []
-    lists = results[0].values() if results and isinstance(results[0], dict) else []
-    return bool(results) and sum(len(entries) for entries in lists if isinstance(entries, list)) == text.count(
-        '"segment"'
-    )
+def _text(path: Path) -> str:
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        start = len(content) - len(error.object) + error.start  # the codec counts from behind the byte order mark
+        raise InputError(
+            f"{path}: byte {content[start]:#04x} at offset {start} is not UTF-8; save the file as UTF-8"
+        ) from error
+
+
+def _refuse_half_pairs(content: Any, text: str, path: Path) -> None:
+    """Raise InputError where an escape such as \\ud800 stands alone: half a character, which no table can hold."""
+    if HALF_PAIR.search(text) is None:
+        return
+    whole = json.dumps(content, ensure_ascii=False)
+    try:
+        whole.encode()
+    except UnicodeEncodeError as error:
+        around = whole[max(0, error.start - 20) : error.end + 20]
+        raise InputError(f"{path}: half a character (a lone surrogate) in {around!r}") from error
+
+
+def _has_every_key(content: Any, text: str) -> bool:
+    """Return whether the parsed objects have as many keys as the text; False where too few of them are counted."""
+    count = _num_keys(content)
+    return text.count(":") == count or sum(1 for _ in KEY_END.finditer(text)) == count
+
+
+def _num_keys(value: Any) -> int:
+    """Return how many keys the objects have; of objects within a list, their own keys only, which is fast."""
+    if isinstance(value, list):
+        return sum(len(item) for item in value if isinstance(item, dict))
+    return len(value) + sum(map(_num_keys, value.values())) if isinstance(value, dict) else 0
+
+
+def _loads_unique(text: str, path: Path) -> Any:
+    def refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            repeated = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+            raise InputError(f"{path}: {repeated!r} stands there twice in one object; keep one of them")
+        return found
+
+    return json.loads(text, object_pairs_hook=refuse_repeated_keys)
 
 
 def activitynet_columns(entries: Iterable[tuple[str, Any]], *, keys: Sequence[str], where: Path) -> pl.DataFrame:

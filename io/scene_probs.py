@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from talstack.io.errors import InputError, MissingInputError
-from talstack.io.tables import read_csv
+from talstack.io.tables import read_csv, refuse_other_bytes
 
 
 def read_scene_probs(path: Path, *, scenes: Sequence[str]) -> pl.DataFrame:
@@ -50,27 +50,38 @@ def _read_parquet(path: Path, scenes: Sequence[str]) -> pl.DataFrame:
         raise InputError(f"{path}: not a readable parquet file ({error})") from error
     _check_columns(table.columns, ["recording", *scenes], path)
     for name, dtype in table.schema.items():
-        if not (dtype == pl.String if name == "recording" else dtype.is_numeric() or dtype == pl.Null):
+        is_text = isinstance(dtype, pl.String | pl.Categorical | pl.Enum)
+        if not (is_text if name == "recording" else dtype.is_numeric() or dtype == pl.Null):
             expected = "texts" if name == "recording" else "numbers"
             raise InputError(f"{path}, column {name}: expected {expected}, got {dtype}")
     place = pl.format("row {} (counted from 0)", pl.int_range(pl.len()))
-    return table.select("recording", pl.col(list(scenes)).cast(pl.Float64), place=place)
+    table = table.select(pl.col("recording").cast(pl.String), pl.col(list(scenes)).cast(pl.Float64), place=place)
+    return table.with_columns(pl.col("recording").str.strip_chars())
 
 
 def _read_submission(path: Path, scenes: Sequence[str]) -> pl.DataFrame:
     """Return recording, one column per scene and `place`, which names each line."""
     numbers = [str(index) for index in range(len(scenes))]
-    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-        reader = csv.reader(file)
-        header = [name.strip() for name in next(reader, [])]
-        _check_columns(header, ["id", *numbers], path)
-        for values in reader:
-            if values and len(values) != len(header):
-                where = f"{path}, line {reader.line_num}"
-                raise InputError(f"{where}: {len(values)} values, expected {len(header)}: id and one per scene")
-    table = read_csv(path, {"id": pl.String, **dict.fromkeys(numbers, pl.Float64)})
+    refuse_other_bytes(path)
+    _check_lines(path, ["id", *numbers])
+    table = read_csv(path, {"id": pl.String, **dict.fromkeys(numbers, pl.Float64)}, only_utf8=True)
     renamed = {"id": "recording", **dict(zip(numbers, scenes, strict=True))}
     return table.select(pl.exclude("line"), place=pl.format("line {}", "line")).rename(renamed)
+
+
+def _check_lines(path: Path, expected: Sequence[str]) -> None:
+    """Raise InputError where the header is not the one expected or a line has another length than it."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file)
+        try:
+            header = [name.strip() for name in next((row for row in reader if row), [])]
+            _check_columns(header, expected, path)
+            for values in reader:
+                if values and len(values) != len(header):
+                    where = f"{path}, line {reader.line_num}"
+                    raise InputError(f"{where}: {len(values)} values, expected {len(header)}: id and one per scene")
+        except csv.Error as error:
+            raise InputError(f"{path}, line {reader.line_num}: not a line of scene predictions: {error}") from error
 
 
 def _check_columns(found: Sequence[str], expected: Sequence[str], path: Path) -> None:

@@ -146,14 +146,28 @@ REFUSED = {
     "a column twice": ("d.csv", HEADER.strip() + ",score\n" + ROW.strip() + ",0.7\n", "column score stands twice"),
     "UTF-16": ("d.csv", (HEADER + ROW).encode("utf-16"), "not a text file, although its name says CSV"),
     "binary": ("d.csv", bytes(range(256)) * 20, "not a text file, although its name says CSV"),
-    "binary without zeros": ("d.csv", bytes(range(128, 256)) * 20, "d.csv: missing column recording"),
+    "binary without zeros": ("d.csv", bytes(range(128, 256)) * 20, "d.csv, line 1: byte 0x80 is not UTF-8"),
     "parquet named CSV": ("d.csv", parquet(), "not a text file, although its name says CSV"),
     "another suffix": ("d.txt", HEADER + ROW, "predictions must be .parquet, .csv or .json, got '.txt'"),
     "competition CSV, time outside the bin": (
         "d.csv", 'id,prediction\na_10_20,"[[1, 0.0, 10.0, 0.5]]"\n', "line 2: [0.0, 10.0] does not lie in the bin 10"
     ),
     "truncated JSON": ("d.json", json.dumps(results(ENTRY))[:-9], "not valid JSON, line 1 column"),
-    "binary JSON": ("d.json", bytes(range(256)), "not valid JSON, line 1 column 1"),
+    "binary JSON": ("d.json", bytes(range(256)), "byte 0x80 at offset 128 is not UTF-8"),
+    "Latin-1": (
+        "d.csv", (HEADER + ROW + "a,0,10,caf\xe9,1\n").encode("latin-1"), "d.csv, line 3: byte 0xe9 is not UTF-8"
+    ),
+    "old Macintosh line ends": ("d.csv", (HEADER + ROW).replace("\n", "\r"), "end with a carriage return alone"),
+    "NaN for both times": ("d.csv", HEADER + ROW + "a,nan,nan,walking,0.5\n", "must be finite; 1 row(s), the first is"),
+    "times without end": ("d.csv", HEADER + "a,-1.7e308,1.7e308,walking,1\n", "must lie within 1e+12 seconds of 0"),
+    "huge id": ("d.csv", f"id,prediction\na_{400 * '9'}0_{399 * '9'}10,[]\n", "line 2: id 'a_999"),
+    "huge digits in JSON": ("d.json", f'{{"results": {5000 * "9"}}}', "a number that cannot be read"),
+    "half a character in JSON": ("d.json", '{"results": {"a\\ud800": []}}', "half a character"),
+    "a key twice in JSON": (
+        "d.json", '{"results": {"a": [{"segment": [0, 10], "label": "x", "score": 1, "score": 0}]}}',
+        "'score' stands there twice in one object",
+    ),
+    "parquet, times as text": ("d.parquet", parquet(start_s=["0"]), "column start_s: expected Float64, got String"),
     "empty JSON": ("d.json", "", "not valid JSON, line 1 column 1"),
     "deep JSON": ("d.json", "[" * 100_000, "nested too deeply"),
     "JSON of another kind": ("d.json", {"detections": []}, "expected ActivityNet results"),
@@ -213,6 +227,9 @@ BAD_TRUTH = {
     "empty JSON database": ("t.json", {"database": {}}, "the ground truth has no instance"),
     "NaN time": ("t.csv", TRUTH + "a,nan,3,eating\n", "must be finite; 1 row(s), the first is line 4"),
     "end before start": ("t.csv", TRUTH + "a,4,3,eating\n", "end_s must be after start_s; 1 row(s), the first is line"),
+    "Latin-1": ("t.csv", (TRUTH + "a,1,2,caf\xe9\n").encode("latin-1"), "line 4: byte 0xe9 is not UTF-8"),
+    "a submission of another order": ("t.csv", "prediction,id\n[],a_0_10\n", "Are the two files swapped?"),
+    "a subset that is no text": ("t.json", {"database": {"a": {"subset": [1]}}}, "subset must be a text"),
     "semicolons": ("t.csv", TRUTH.replace(",", ";"), "parted by semicolons"),
     "end before start in JSON": (
         "t.json", {"database": {"a": {"annotations": [{"segment": [3, 1], "label": "x"}]}}},

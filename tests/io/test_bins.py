@@ -37,6 +37,9 @@ def test_row_ids():
     for bad in ("rec", "rec_0_20", "rec_5_15", "_0_10", "rec_a_b", "rec_-10_0", "rec_00_10", "rec_0.0_10.0"):
         with pytest.raises(InputError, match="expected <recording>_<bin start>_<bin end>"):
             parse_row_id(bad)
+    nines = 400 * "9"
+    with pytest.raises(InputError, match="expected <recording>_<bin start>_<bin end>"):
+        parse_row_id(f"a_{nines}0_{nines[1:]}10")
 
 
 def test_cuts_at_the_edges_and_keeps_recording_time():

@@ -51,6 +51,8 @@ def test_validate_orders_columns_and_makes_numbers_float():
         (("b", 2.0, 2.0, "x", 0.5), "end_s must be after start_s.*row 1"),
         (("b", 3.0, 2.0, "x", 0.5), "end_s must be after start_s"),
         (("b", -0.1, 2.0, "x", 0.5), "start_s must not be negative.*row 1"),
+        (("b", 1.0, 2e12, "x", 0.5), r"start_s, end_s must lie within 1e\+12 seconds of 0.*row 1"),
+        (("b", -1.7e308, 1.7e308, "x", 0.5), "must lie within"),
         (("b", 1.0, 2.0, None, 0.5), "an empty value.*row 1"),
         (("b", 1.0, 2.0, "x", None), "an empty value"),
     ],
@@ -79,6 +81,14 @@ def test_negative_starts_can_be_allowed_and_zero_length_dropped_with_a_count():
     assert (kept.height, dropped) == (1, {"zero length": 1})
     assert drop_zero_length(kept)[1] == {}
     assert validate_detections(kept, where="here", allow_negative=True).height == 1
+
+
+@pytest.mark.parametrize("bad", ["nan", "inf", "-inf"])
+def test_zero_length_is_said_of_finite_times_only(write, bad):
+    kept, dropped = drop_zero_length(table(("a", float(bad), float(bad), "x", 0.5)))
+    assert (kept.height, dropped) == (1, {})
+    with pytest.raises(InputError, match="must be finite.*line 2"):
+        read_predictions(write("d.csv", f"recording,start_s,end_s,label,score\na,{bad},{bad},x,0.9\n"))
 
 
 @pytest.mark.parametrize("writer", [write_csv, write_parquet, write_activitynet])
@@ -136,6 +146,65 @@ def test_several_systems_need_a_choice(tmp_path):
         read_predictions(tmp_path / "d.csv", system="stack")
 
 
+def test_rows_without_a_system_are_a_system_of_their_own(tmp_path, write):
+    path = tmp_path / "d.parquet"
+    write_parquet(table(*ROWS[:2]).with_columns(system=pl.Series(["stack", None])), path)
+    with pytest.raises(InputError, match="several systems, choose one of them: stack; 1 rows have none"):
+        read_predictions(path)
+    found = read_predictions(path, system="stack")
+    assert (found.detections.rows(), found.dropped) == ([ROWS[0]], {"row without a system": 1})
+    header = "recording,start_s,end_s,label,score,system\n"
+    assert read_predictions(write("d.csv", header + "a,0,1,x,0.9,\n")).detections.height == 1
+
+
+def test_systems_may_be_numbers(tmp_path):
+    path = tmp_path / "d.parquet"
+    write_parquet(table(*ROWS[:2]).with_columns(system=pl.Series([1, 2])), path)
+    with pytest.raises(InputError, match="several systems, choose one of them: 1, 2"):
+        read_predictions(path)
+    assert read_predictions(path, system="2").detections.rows() == [ROWS[1]]
+    write_parquet(table(*ROWS[:2]).with_columns(system=pl.Series([[1], [2]])), path)
+    with pytest.raises(InputError, match="column system: expected names, got List"):
+        read_predictions(path)
+
+
+@pytest.mark.parametrize("times", [pl.Series(["0"]), pl.Series([[0]]), pl.Series([True])])
+def test_times_of_another_type_are_refused(tmp_path, times):
+    path = tmp_path / "d.parquet"
+    pl.DataFrame({"recording": "a", "start_s": times, "end_s": [1.0], "label": "x", "score": 1.0}).write_parquet(path)
+    with pytest.raises(InputError, match=r"d\.parquet, column start_s: expected Float64, got"):
+        read_predictions(path)
+
+
+def test_a_column_called_line_can_rank(tmp_path, write):
+    text = "recording,start_s,end_s,label,score,line\na,0,1,x,0.9,0.25\n"
+    assert read_predictions(write("d.csv", text)).detections["score"].to_list() == [0.9]
+    assert read_predictions(write("d.csv", text), score_column="line").detections["score"].to_list() == [0.25]
+    table(ROWS[0]).with_columns(line=pl.lit(0.5)).write_parquet(tmp_path / "d.parquet")
+    assert read_predictions(tmp_path / "d.parquet", score_column="line").detections["score"].to_list() == [0.5]
+    for name in ("label", "recording", "system"):
+        with pytest.raises(InputError, match=f"column {name} holds names; a score column needs numbers"):
+            read_predictions(write("d.csv", text), score_column=name)
+
+
+@pytest.mark.parametrize("writer", [write_csv, write_parquet, write_activitynet])
+def test_white_space_around_names_goes_in_every_format(tmp_path, writer):
+    path = tmp_path / {write_csv: "d.csv", write_parquet: "d.parquet", write_activitynet: "d.json"}[writer]
+    writer(table((" a", 0.0, 1.0, "run\u00a0", 0.5)), path)
+    assert read_predictions(path).detections.rows() == [("a", 0.0, 1.0, "run", 0.5)]
+    writer(table(("a", 0.0, 1.0, "", 0.5)), path)
+    with pytest.raises(InputError, match="an empty"):
+        read_predictions(path)
+
+
+@pytest.mark.parametrize("writer", [write_parquet, write_activitynet])
+def test_names_that_only_white_space_tells_apart_are_refused(tmp_path, writer):
+    path = tmp_path / {write_parquet: "d.parquet", write_activitynet: "d.json"}[writer]
+    writer(table(("a", 0.0, 1.0, "run", 0.5), ("a", 2.0, 3.0, "run ", 0.5)), path)
+    with pytest.raises(InputError, match="only white space tells these labels apart: 'run', 'run '"):
+        read_predictions(path)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -174,12 +243,21 @@ def test_competition_csv(write):
         (['r_0_10,"[[35, 0.0, 5.0, 0.5]]"'], r"line 2: class id 35 is not one of 1\.\.34"),
         (['r_0_10,"open(1)"'], "line 2: prediction .* not a list literal"),
         (['r_0_10,"[[1, NaN, 5.0, 0.5]]"'], "line 2: .nan, 5.0. does not lie in the bin"),
-        (['r_0_10,"[[1, 0, 5.0, NaN]]"'], "score must be finite"),
+        (["r_0_10,[]", 'r_10_20,"[[1, 10, 15.0, NaN]]"'], "score must be finite.* the first is line 3"),
     ],
 )
 def test_competition_csv_errors_name_the_line(write, lines, message):
     with pytest.raises(InputError, match=message):
         read_predictions(write("s.csv", "\n".join(["id,prediction", *lines]) + "\n"))
+
+
+def test_competition_csv_in_another_order_and_with_another_column(write):
+    found = read_predictions(write("s.csv", 'prediction,id\n"[[4, 1.0, 2.5, 0.5]]",r_0_10\n'))
+    assert (found.binned, found.detections.rows()) == (True, [("r", 1.0, 2.5, "eating", 0.5)])
+    with pytest.raises(InputError, match="expected exactly id,prediction, got 'id,prediction,Usage'"):
+        read_predictions(write("s.csv", "id,prediction,Usage\nr_0_10,[],Public\n"))
+    both = "id,prediction,recording,start_s,end_s,label,score\n1,x,a,0,1,run,0.5\n"
+    assert read_predictions(write("d.csv", both)).detections.rows() == [("a", 0.0, 1.0, "run", 0.5)]
 
 
 def test_files_that_are_no_predictions(tmp_path, write):

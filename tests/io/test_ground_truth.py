@@ -62,9 +62,10 @@ def test_activitynet_lists_recordings_without_instances(tmp_path):
 def test_activitynet_durations(tmp_path):
     database = {"b": annotation("val"), "a": {"subset": "val", "annotations": []}}
     assert read_ground_truth(save(tmp_path / "g.json", database)).durations_s == {"b": 60.0}
-    database["a"]["duration"] = "long"
-    with pytest.raises(InputError, match="recording 'a': duration must be a positive number of seconds, got 'long'"):
-        read_ground_truth(save(tmp_path / "g.json", database))
+    for bad in ("long", int("9" * 400), 2e12):
+        database["a"]["duration"] = bad
+        with pytest.raises(InputError, match="recording 'a': duration must be a positive number of seconds, at most"):
+            read_ground_truth(save(tmp_path / "g.json", database))
 
 
 def test_activitynet_subsets_need_a_choice(tmp_path):
@@ -75,6 +76,26 @@ def test_activitynet_subsets_need_a_choice(tmp_path):
         assert read_ground_truth(path, split=name).recordings == ("b",)
     with pytest.raises(InputError, match="no subset 'val'; found testing, training"):
         read_ground_truth(path, split="val")
+
+
+def test_activitynet_subset_is_a_text(tmp_path):
+    with pytest.raises(InputError, match=r"recording 'a': subset must be a text, got \[1\]"):
+        read_ground_truth(save(tmp_path / "g.json", {"a": {"subset": [1], "annotations": []}}))
+
+
+def test_white_space_around_a_name_is_no_part_of_it(tmp_path):
+    padded = {" a ": {"duration": 9, "annotations": [{"segment": [1, 2], "label": " x"}]}}
+    truth = read_ground_truth(save(tmp_path / "g.json", padded))
+    assert truth.instances.rows() == [("a", 1.0, 2.0, "x")]
+    assert (truth.recordings, truth.durations_s) == (("a",), {"a": 9.0})
+    with pytest.raises(InputError, match="only white space tells these recordings apart: ' a ', 'a'"):
+        read_ground_truth(save(tmp_path / "g.json", {**padded, "a": {"annotations": []}}))
+    with pytest.raises(InputError, match="row 0 .*: the label is an empty text"):
+        read_ground_truth(
+            save(
+                tmp_path / "g.json", {"a": annotation(None), "b": {"annotations": [{"segment": [1, 2], "label": " "}]}}
+            )
+        )
 
 
 def test_zero_length_instances_are_dropped_with_a_count_and_reversed_ones_refused(tmp_path):

@@ -96,5 +96,54 @@ def test_reading_leaves_the_collector_as_it_was_and_refuses_repeated_recordings(
 def test_unrepeated_results_are_parsed_once(tmp_path, monkeypatch):
     path = tmp_path / "r.json"
     path.write_text(json.dumps({"results": {"a": [{"segment": [0, 1], "label": "x", "score": 1}], "b": []}}))
-    monkeypatch.setattr(result_json, "read_unique_json", lambda path: pytest.fail("parsed twice"))
+    monkeypatch.setattr(result_json, "_loads_unique", lambda *arguments: pytest.fail("parsed twice"))
     assert len(read_result_json(path)["results"]) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"results": {"a": [{"segment": [0, 1], "label": "x", "label": "y", "score": 1}]}}',
+        '{"results": {"a": [{"segment": [0, 1], "label": "x", "score": 1, "score": 2, "note": "6: 1"}]}}',
+        '{"results": {"a": []}, "results" : {}}',
+        '[{"video_id": "a", "t_start": 0, "t_start": 1, "t_end": 2, "label": "x"}]',
+        '{"database": {"a": {"annotations": [{"segment": [0, 1], "label": "x", "label"\n: "y"}]}}}',
+    ],
+)
+def test_a_key_that_stands_twice_in_one_object_is_refused(tmp_path, text):
+    path = tmp_path / "r.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"r\.json: '\w+' stands there twice in one object"):
+        read_result_json(path)
+
+
+json_text = st.text(st.sampled_from('a":{, \\'), max_size=4)
+json_value = st.recursive(
+    st.one_of(st.none(), json_text), lambda v: st.one_of(st.lists(v), st.dictionaries(json_text, v)), max_leaves=8
+)
+
+
+@settings(deadline=None)
+@given(json_value)
+def test_whatever_has_no_key_twice_is_read(tmp_path_factory, value):
+    path = tmp_path_factory.mktemp("json") / "r.json"
+    path.write_text(json.dumps(value))
+    assert read_result_json(path) == value
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": "caf\xe9"}', "byte 0xe9 at offset 10 is not UTF-8"),
+        (b'\xef\xbb\xbf{"a": "caf\xe9"}', "byte 0xe9 at offset 13 is not UTF-8"),
+        (b'{"a": %s}' % (b"9" * 5000), "a number that cannot be read"),
+        (b'{"results": {"r\\ud8001": []}}', r"half a character \(a lone surrogate\) in .*ud8001"),
+        (b'{"a": 1', "not valid JSON, line 1 column 8"),
+    ],
+)
+def test_what_no_table_can_hold_is_refused(tmp_path, content, message):
+    (tmp_path / "r.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"r\.json: .*" + message):
+        read_result_json(tmp_path / "r.json")
+    (tmp_path / "r.json").write_bytes(rb'{"a": "\ud83d\ude00"}')  # a whole pair
+    assert read_result_json(tmp_path / "r.json") == {"a": "\U0001f600"}

@@ -34,12 +34,23 @@ def test_both_formats_give_the_same_sorted_table_by_name(tmp_path):
         ("id,0,1,2\na,0,1,0\nb,0,1\n", r"line 3: 3 values, expected 4"),
         ("id,0,1,2\na,0,1,0\nb,0,1,0,9\n", r"line 3: 5 values, expected 4"),
         ("", r"missing column 'id'"),
+        (f"id,0,1,2\na,{'9' * 140_000},1,0\n", r"line 2: not a line of scene predictions: field larger"),
+        (b"id,0,1,2\na,0,1,0\n\xe9,0,1,0\n", r"line 3: byte 0xe9 is not UTF-8"),
     ],
+    ids=range(15),
 )
 def test_csv_errors_name_file_line_and_column(tmp_path, text, message):
-    (tmp_path / "scene.csv").write_text(text)
+    (tmp_path / "scene.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError, match=r"scene\.csv.*" + message):
         read_scene_probs(tmp_path / "scene.csv", scenes=SCENES)
+
+
+def test_recordings_of_a_parquet_file_may_be_categories_and_padded(tmp_path):
+    table = FRAME.with_columns((pl.col("recording") + " ").cast(pl.Categorical))
+    table.write_parquet(tmp_path / "scene.parquet")
+    found = read_scene_probs(tmp_path / "scene.parquet", scenes=SCENES)
+    assert found.equals(FRAME)
+    assert found.schema == FRAME.schema
 
 
 @pytest.mark.parametrize(
