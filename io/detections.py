@@ -99,10 +99,8 @@ def check_read_rows(
         InputError: what `validate_detections` refuses, an empty name, or two names that only outer white space tells
             apart.
     """
-    lines = table.select(pl.col("line")) if "line" in table.columns else pl.DataFrame()
-    typed = _with_schema(table.drop("line", strict=False), schema, where)
-    kept, dropped = drop_zero_length(strip_names(typed, NAMES, where=where).hstack(lines))
-    return _validate(kept, schema, where=where, allow_negative=True), dropped
+    checked = _validate(table, schema, where=where, allow_negative=True, allow_zero_length=True)
+    return drop_zero_length(strip_names(checked, NAMES, where=where))
 
 
 def strip_names(table: pl.DataFrame, columns: Sequence[str], *, where: str) -> pl.DataFrame:
@@ -332,11 +330,18 @@ def _competition_row(
 
 
 def _validate(
-    table: pl.DataFrame, schema: Mapping[str, type[pl.DataType]], *, where: str, allow_negative: bool
+    table: pl.DataFrame,
+    schema: Mapping[str, type[pl.DataType]],
+    *,
+    where: str,
+    allow_negative: bool,
+    allow_zero_length: bool = False,
 ) -> pl.DataFrame:
     lines = table["line"] if "line" in table.columns else None
     table = _with_schema(table.drop("line", strict=False), schema, where)
     numbers = [name for name, dtype in schema.items() if dtype == pl.Float64]
+    start_s, end_s = pl.col("start_s"), pl.col("end_s")
+    is_reversed = end_s < start_s if allow_zero_length else end_s <= start_s
     rules = [
         (pl.any_horizontal(pl.all().is_null()), "an empty value"),
         (~pl.all_horizontal(pl.col(numbers).is_finite()), f"{', '.join(numbers)} must be finite"),
@@ -344,7 +349,7 @@ def _validate(
             pl.any_horizontal(pl.col("start_s", "end_s").abs() > MAX_TIME_S),
             f"start_s, end_s must lie within {MAX_TIME_S:g} seconds of 0",
         ),
-        (pl.col("end_s") <= pl.col("start_s"), "end_s must be after start_s"),
+        (is_reversed, "end_s must be after start_s"),
         (pl.lit(not allow_negative) & (pl.col("start_s") < 0), "start_s must not be negative"),
     ]
     broken = table.select(condition.any().alias(message) for condition, message in rules).row(0)

@@ -155,9 +155,9 @@ def _durations(database: Mapping[str, Mapping[str, Any]], names: list[str], path
 
 
 def _choose_subset(database: Mapping[str, Mapping[str, Any]], subset: str | None, path: Path) -> str | None:
-    for name, entry in database.items():
+    for recording, entry in database.items():
         if not isinstance(entry.get("subset"), str | None):
-            raise InputError(f"{path}, recording {name!r}: subset must be a text, got {entry['subset']!r:.80}")
+            raise InputError(f"{path}, recording {recording!r}: subset must be a text, got {entry['subset']!r:.80}")
     found = {entry.get("subset") for entry in database.values()}
     if subset is None and len(found) <= 1:
         return next(iter(found), None)

@@ -131,6 +131,13 @@ def test_odd_rows_are_counted(write):
     assert found.warnings == ("1 of 2 intervals start before second 0; they are kept as they are",)
 
 
+def test_rows_of_zero_length_shift_no_row_number(tmp_path):
+    rows = table(("a", 1.0, 1.0, "x", 0.5), ("a", 3.0, 2.0, "x", 0.5))
+    rows.write_parquet(tmp_path / "d.parquet")
+    with pytest.raises(InputError, match=r"end_s must be after start_s; 1 row\(s\), the first is row 1 \(counted from"):
+        read_predictions(tmp_path / "d.parquet")
+
+
 def test_several_systems_need_a_choice(tmp_path):
     both = table(*ROWS[:2]).with_columns(system=pl.Series(["stack", "mean"]))
     write_parquet(both, tmp_path / "d.parquet")
