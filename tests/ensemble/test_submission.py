@@ -178,7 +178,9 @@ def test_refuses_names_that_a_csv_does_not_bring_back(tmp_path, bad):
         format="parquet",
         out=tmp_path / "s.parquet",
     )
-    assert read_predictions(tmp_path / "s.parquet").detections.equals(found)
+    assert pl.read_parquet(tmp_path / "s.parquet").equals(found)
+    if bad:  # readers of every format take white space around a name away, and refuse an empty one
+        assert read_predictions(tmp_path / "s.parquet").detections["label"].to_list() == [bad.strip()]
     with pytest.raises(InputError, match="a CSV cannot carry the name"):
         write_submission(
             table(), manifest_of(tmp_path, (bad, 9.0)), split="test", format="binego360", out=tmp_path / "s.csv"
