@@ -78,7 +78,8 @@ def _header(path: Path) -> tuple[list[str], int]:
         first = file.readline(1_000_000)
     if b"\0" in first or first.startswith(b"PAR1"):
         raise InputError(f"{path}: not a text file, although its name says CSV; expected UTF-8 text with a header")
-    if b"\r" in first.rstrip(b"\r\n") and b'"' not in first:
+    names_end, has_more = first.rstrip(b"\r\n").split(b"\r")[0], b"\r" in first.rstrip(b"\r\n")
+    if has_more and names_end.count(b'"') % 2 == 0:  # else the return stands within a quoted name
         raise InputError(
             f"{path}: the lines end with a carriage return alone, as old Macintosh programs wrote them; "
             "save the file with line feeds"

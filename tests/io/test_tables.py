@@ -72,6 +72,9 @@ def test_other_encodings_in_the_header_are_refused_too(write):
 def test_the_line_ends_of_old_macintosh_programs_are_refused(write):
     with pytest.raises(InputError, match="end with a carriage return alone"):
         read_csv(write("name,value\ra,1\r"), SCHEMA)
+    with pytest.raises(InputError, match="end with a carriage return alone"):
+        read_csv(write('name,value\r"a",1\r'), SCHEMA)
+    assert read_csv(write('name,value,"a\rb"\na,1,2\n'), SCHEMA)["value"].to_list() == [1.0]
     assert read_csv(write("name,value\r\na,1\r\n"), SCHEMA).rows() == [("a", 1.0, 2)]
 
 
