@@ -198,16 +198,17 @@ def _measured(probs: np.ndarray, outcomes: np.ndarray, binning: str, num_bins: i
         "mean_prob": mean_prob,
         "frequency": frequency,
     }
-    summary = {
-        "binning": binning,
-        "count": probs.size,
-        "mean_prob": float(probs.mean()),
-        "frequency": float(outcomes.mean()),
-        "ece": float((count[used] * gap).sum() / probs.size),
-        "mce": float(gap.max()),
-        "brier": float(np.square(probs - outcomes).mean()),
-        "reason": None,
-    }
+    with np.errstate(over="ignore"):  # of huge scores, whose errors are not shown anyway
+        summary = {
+            "binning": binning,
+            "count": probs.size,
+            "mean_prob": float(probs.mean()),
+            "frequency": float(outcomes.mean()),
+            "ece": float((count[used] * gap).sum() / probs.size),
+            "mce": float(gap.max()),
+            "brier": float(np.square(probs - outcomes).mean()),
+            "reason": None,
+        }
     return Calibration(pl.DataFrame(curve, schema=CURVE_SCHEMA), pl.DataFrame([summary], schema=SUMMARY_SCHEMA))
 
 

@@ -29,6 +29,7 @@ from talstack.evaluate.map import match_for_map
 from talstack.evaluate.matching import Matched, Ranked, overlapping_pairs, rank_intervals
 from talstack.io.detections import INSTANCE_SCHEMA, validate_detections, validate_instances
 from talstack.io.errors import InputError
+from talstack.io.intervals import aligned_tiou
 
 KINDS = ("true positive", "double detection", "wrong label", "localization", "confusion", "background")
 TRUE_POSITIVE, DOUBLE, WRONG_LABEL, LOCALIZATION, CONFUSION, BACKGROUND = range(len(KINDS))
@@ -180,7 +181,7 @@ def _best_overlaps(
 
 def _tiou(case: Case, rows: np.ndarray, partners: np.ndarray) -> np.ndarray:
     """Return the tIoU of each detection with its partner among the instances, (len(rows),) float64."""
-    start, end = (case.detections[name].to_numpy()[rows] for name in ("start_s", "end_s"))
-    other_start, other_end = (case.instances[name].to_numpy()[partners] for name in ("start_s", "end_s"))
-    overlap = np.maximum(np.minimum(end, other_end) - np.maximum(start, other_start), 0.0)
-    return overlap / ((end - start) + (other_end - other_start) - overlap)
+    names = ("start_s", "end_s")
+    start, end = (case.detections[name].to_numpy()[rows] for name in names)
+    other_start, other_end = (case.instances[name].to_numpy()[partners] for name in names)
+    return aligned_tiou((start, end), (other_start, other_end))

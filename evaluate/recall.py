@@ -21,8 +21,7 @@ import numpy as np
 import polars as pl
 
 from talstack.evaluate.map import PRESETS, checked_tables, checked_thresholds
-from talstack.evaluate.matching import Ranked, overlapping_pairs, rank_intervals
-from talstack.evaluate.thumos14 import ROUNDING, hull_tiou
+from talstack.evaluate.matching import ROUNDING, Ranked, hull_tiou, overlapping_pairs, rank_intervals
 from talstack.io.errors import InputError
 
 NUM_POINTS = 100  # of the AR-AN curve

@@ -18,11 +18,19 @@ import numpy as np
 import polars as pl
 
 from talstack.evaluate.map import UNKNOWN_LABEL, MapResult, checked_tables, checked_thresholds, summarise
-from talstack.evaluate.matching import Hits, Matched, Pairs, Ranked, overlapping_pairs, rank_intervals
+from talstack.evaluate.matching import (
+    ROUNDING,
+    Hits,
+    Matched,
+    Pairs,
+    Ranked,
+    hull_tiou,
+    overlapping_pairs,
+    rank_intervals,
+)
 from talstack.io.errors import InputError
 
 AMBIGUOUS = "Ambiguous"
-ROUNDING = 1e-9  # relative: pairs are first found by another way to write the same tIoU
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,18 +136,6 @@ def match_thumos14(
         ignored[place, hit.detection] = False
     matched = Matched(tuple(classes), tuple(names), ranked, truth, thresholds, hits)
     return Thumos14Match(matched, ignored, detections.height - scored.height)
-
-
-def hull_tiou(detections: Ranked, instances: Ranked, pairs: Pairs) -> np.ndarray:
-    """Return intersection / (latest end - earliest start) of overlapping pairs, (p,) float64.
-
-    The same as the usual tIoU but for the last digits, which decide where a tIoU lies on the threshold.
-    """
-    start, end = detections.start_s[pairs.detection], detections.end_s[pairs.detection]
-    other_start, other_end = instances.start_s[pairs.instance], instances.end_s[pairs.instance]
-    overlap = np.minimum(end, other_end) - np.maximum(start, other_start)
-    tiou: np.ndarray = overlap / (np.maximum(end, other_end) - np.minimum(start, other_start))
-    return tiou
 
 
 def _turns(instances: Ranked) -> np.ndarray:

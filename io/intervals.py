@@ -30,15 +30,23 @@ def validate_intervals(intervals: np.ndarray, *, what: str = "intervals") -> np.
 
 
 def pairwise_tiou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the temporal intersection over union of every pair, (n, m) float64.
+    """Return the temporal intersection over union of every pair, (n, m) float64."""
+    return aligned_tiou((first[:, None, 0], first[:, None, 1]), (second[None, :, 0], second[None, :, 1]))
 
-    No epsilon in the denominator (ActivityNet's definition): both sides must have positive length.
+
+def aligned_tiou(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Return the temporal intersection over union of intervals side by side, float64.
+
+    No epsilon in the denominator (ActivityNet's definition): both sides must have positive length. Every tIoU is
+    computed here, since two ways to write it differ in the last digit, which decides on the threshold.
+
+    Args:
+        first, second: starts and ends, seconds; arrays that broadcast.
     """
-    start = np.maximum(first[:, None, 0], second[None, :, 0])
-    end = np.minimum(first[:, None, 1], second[None, :, 1])
-    intersection = np.clip(end - start, 0.0, None)
-    union = (first[:, 1] - first[:, 0])[:, None] + (second[:, 1] - second[:, 0])[None, :] - intersection
-    return intersection / union
+    (start, end), (other_start, other_end) = first, second
+    overlap = np.maximum(np.minimum(end, other_end) - np.maximum(start, other_start), 0.0)
+    tiou: np.ndarray = overlap / ((end - start) + (other_end - other_start) - overlap)
+    return tiou
 
 
 def overlap_s(first: np.ndarray, second: np.ndarray) -> np.ndarray:
