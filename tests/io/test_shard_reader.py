@@ -130,9 +130,11 @@ def test_a_pickled_reader_arrives_with_nothing_open(store: FeatureStore) -> None
 def test_loky_workers_read_the_same(store: FeatureStore) -> None:
     with ShardReader(store, max_open=4) as reader:
         read_all(reader)
-        results = joblib.Parallel(n_jobs=2, backend="loky")(joblib.delayed(read_all)(reader) for _ in range(4))
-    assert os.getpid() not in {pid for pid, _, _ in results}
-    assert [result[1:] for result in results] == [(4, True)] * 4
+        # a method, because the workers cannot import this module
+        tasks = (joblib.delayed(reader.rows)(key, 7, 19) for key in KEYS)
+        results = joblib.Parallel(n_jobs=2, backend="loky")(tasks)
+        assert reader.num_open == 4, "the workers opened files of their own"
+    assert all(is_right(rows, number, 7, 19) for number, rows in enumerate(results))
 
 
 def test_threads_share_a_reader(store: FeatureStore) -> None:
