@@ -152,7 +152,9 @@ def match_for_map(
     thresholds = checked_thresholds(tiou_thresholds)
     detections, instances = checked_tables(detections, instances)
     classes = pl.Enum(instances["label"].unique().sort())
-    scored = detections.with_columns(pl.col("label").cast(classes, strict=False)).drop_nulls("label")
+    scored = detections.with_columns(pl.col("label").cast(classes, strict=False))
+    if scored["label"].null_count():
+        scored = scored.drop_nulls("label")
     return match_detections(scored, instances, thresholds, recordings=recordings), detections.height - scored.height
 
 

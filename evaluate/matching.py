@@ -100,11 +100,23 @@ def match_detections(
     """
     classes = instances["label"].unique().sort()
     listed = pl.Series("recording", list(recordings), dtype=pl.String)
-    names = pl.concat([detections["recording"], instances["recording"], listed]).unique().sort()
+    detections, names = _name_recordings(detections, pl.concat([instances["recording"], listed]))
     ranked, truth = (rank_intervals(table, classes, names) for table in (detections, instances))
     pairs = overlapping_pairs(ranked, truth, float(thresholds.min()))
     hits = tuple(true_positives(pairs, threshold, truth.label.size) for threshold in thresholds)
     return Matched(tuple(classes), tuple(names), ranked, truth, thresholds, hits)
+
+
+def _name_recordings(detections: pl.DataFrame, known: pl.Series) -> tuple[pl.DataFrame, pl.Series]:
+    """Return the detections and the sorted names of all recordings, their own and the known ones.
+
+    As a rule all are known; then the column comes back as codes of the names, which saves a second look at each.
+    """
+    known = known.unique().sort()
+    coded = detections["recording"].cast(pl.Enum(known), strict=False)
+    if coded.null_count():
+        return detections, pl.concat([known, detections["recording"].cast(pl.String).unique()]).unique().sort()
+    return detections.with_columns(coded), known
 
 
 def rank_intervals(table: pl.DataFrame, classes: pl.Series, recordings: pl.Series) -> Ranked:
@@ -192,7 +204,10 @@ def _by_label_and_score(label: np.ndarray, score: np.ndarray, tie_breakers: tupl
     bits ^= (bits >> 63) & np.iinfo(np.int64).max
     digits = [(bits >> shift).astype(np.uint16) for shift in (0, 16, 32)] + [(bits >> 48).astype(np.int16)]
     order = np.lexsort((*digits, label.astype(np.min_scalar_type(label.max(initial=0)))))
-    same = (np.diff(bits[order]) == 0) & (np.diff(label[order]) == 0)
+    same = np.diff(bits[order]) == 0
+    if not same.any():
+        return order
+    same &= np.diff(label[order]) == 0
     is_tied = np.zeros(order.size, dtype=bool)
     is_tied[1:] |= same
     is_tied[:-1] |= same
