@@ -68,11 +68,13 @@ def _keys(
     of_recording = [key for key in keys if key.recording == recording]
     found = [key for key in of_recording if key.view == view]
     if not found:
+        if not of_recording:
+            raise InputError(f"{data}: these settings ask for nothing of recording {recording!r}; is the name right?")
         there = sorted({f"{key.view}/{key.modality}" for key in of_recording})
         wanted = f" with modality {', '.join(modalities)}" if modalities else ""
         raise InputError(
             f"{data}: these settings ask for nothing of recording {recording!r}, view {view!r}{wanted}; of this "
-            f"recording they ask for: {', '.join(there) or 'nothing'}"
+            f"recording they ask for: {', '.join(there)}"
         )
     return found
 

@@ -43,7 +43,7 @@ def headline(diagnosis: "Diagnosis") -> str:
         f"{result.num_instances} instances, {len(result.ap)} classes)"
     )
     if not worst["gain_corrected"]:
-        return f"{start}; no kind of error costs anything"
+        return f"{start}; no kind of error, mended alone, would gain anything"
     removed = "" if worst["gain_removed"] is None else f", removing them {_points(worst['gain_removed'])}"
     name = "missed instances" if worst["kind"] == "missed" else f"{worst['kind']} errors"
     return f"{start}; {name} cost most: correcting them gains {_points(worst['gain_corrected'])} points{removed}"

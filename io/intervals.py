@@ -1,4 +1,4 @@
-"""Intervals in seconds: checks, intersection over union, gaps.
+"""Intervals in seconds: checks, overlap, intersection over union.
 
 An interval is [start_s, end_s), seconds on one recording's clock. Many intervals are an (n, 2) float64 array.
 """
@@ -54,10 +54,3 @@ def overlap_s(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     start = np.maximum(first[:, None, 0], second[None, :, 0])
     end = np.minimum(first[:, None, 1], second[None, :, 1])
     return np.clip(end - start, 0.0, None)
-
-
-def true_runs(mask: np.ndarray) -> np.ndarray:
-    """Return the maximal runs of True in a (n,) bool array as (k, 2) int64 [first, past-the-last)."""
-    padded = np.concatenate([[False], np.asarray(mask, dtype=bool), [False]])
-    edges = np.flatnonzero(padded[1:] != padded[:-1])
-    return edges.reshape(-1, 2)

@@ -125,6 +125,8 @@ def test_explain_knows_what_was_imported(store: FeatureStore, data: Path) -> Non
 
 def test_explain_refuses_what_the_data_do_not_have(store: FeatureStore, data: Path) -> None:
     assert "they ask for: external/sensor, front/rgb" in invoke("explain", store.root, data, "a", "ego", code=2).stderr
+    unknown = invoke("explain", store.root, data, "nobody", "front", code=2).stderr
+    assert "ask for nothing of recording 'nobody'; is the name right?" in unknown
     assert "recording 'c'" in invoke("explain", store.root, data, "c", "front", code=2).stderr
 
 
