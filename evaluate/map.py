@@ -105,7 +105,7 @@ def evaluate_detections(
     """
     known = None if recordings is None else set(recordings)
     matched, num_ignored = match_for_map(detections, instances, tiou_thresholds, recordings=known or ())
-    listed = set(instances["recording"]) if known is None else known
+    listed = set(instances["recording"].unique().to_list()) if known is None else known
     ignored = {UNKNOWN_LABEL: num_ignored} if num_ignored else {}
     return summarise(matched, average_precisions(matched)[0], preset=preset, ignored=ignored, recordings=listed)
 

@@ -127,13 +127,15 @@ def rank_intervals(table: pl.DataFrame, classes: pl.Series, recordings: pl.Serie
         classes, recordings: sorted unique names; every name in the table is one of them.
     """
     label, recording = _codes(table["label"], classes), _codes(table["recording"], recordings)
-    group = label * len(recordings) + recording
     start_s, end_s = table["start_s"].to_numpy(), table["end_s"].to_numpy()
     if "score" in table.columns:
         order = _by_label_and_score(label, table["score"].to_numpy(), (end_s, start_s, recording))
     else:
-        order = np.lexsort((end_s, start_s, group))
-    return Ranked(order, label[order], recording[order], group[order], start_s[order], end_s[order])
+        order = np.lexsort((end_s, start_s, label * len(recordings) + recording))
+    label = np.repeat(np.arange(len(classes)), np.bincount(label, minlength=len(classes)))
+    recording = recording[order]
+    group = label * len(recordings) + recording
+    return Ranked(order, label, recording, group, start_s[order], end_s[order])
 
 
 def overlapping_pairs(detections: Ranked, instances: Ranked, min_tiou: float) -> Pairs:
@@ -196,25 +198,35 @@ def true_positives(pairs: Pairs, threshold: float, num_instances: int) -> Hits:
 def _by_label_and_score(label: np.ndarray, score: np.ndarray, tie_breakers: tuple[np.ndarray, ...]) -> np.ndarray:
     """Return the order by label, then descending score, then the breakers, of which the last comes first.
 
-    The same as one `lexsort` over all of them in a fifth of the time: numpy sorts 16-bit integers by counting, and a
-    float64 whose bits are read as an integer (the lower ones of a negative number flipped) is four of those. Stable:
-    equal rows stay in their order, on which `talstack.evaluate.false_positives` relies.
+    One sort of 64-bit integers in place of one `lexsort` over all of them, in a seventh of the time: label, the upper
+    bits of the score and the row's number share a word. Rows that agree in label and upper bits are sorted again by
+    the whole score and the breakers. Stable: equal rows stay in their order, on which
+    `talstack.evaluate.false_positives` relies.
     """
-    bits = (0.0 - score).view(np.int64)  # minus zero becomes zero
-    bits ^= (bits >> 63) & np.iinfo(np.int64).max
-    digits = [(bits >> shift).astype(np.uint16) for shift in (0, 16, 32)] + [(bits >> 48).astype(np.int16)]
-    order = np.lexsort((*digits, label.astype(np.min_scalar_type(label.max(initial=0)))))
-    same = np.diff(bits[order]) == 0
-    if not same.any():
-        return order
-    same &= np.diff(label[order]) == 0
-    is_tied = np.zeros(order.size, dtype=bool)
-    is_tied[1:] |= same
-    is_tied[:-1] |= same
-    tied = np.flatnonzero(is_tied)
-    rows, run = order[tied], np.append(0, np.cumsum(~same))[tied]
-    order[tied] = rows[np.lexsort((*(key[rows] for key in tie_breakers), run))]
+    if not label.size:
+        return np.empty(0, dtype=np.int64)
+    label_bits, row_bits = int(label.max()).bit_length(), (label.size - 1).bit_length()
+    score_bits = 64 - label_bits - row_bits
+    words = _descending(score) >> np.uint64(64 - score_bits) << np.uint64(row_bits)
+    words |= np.arange(label.size, dtype=np.uint64)
+    if label_bits:
+        words |= label.astype(np.uint64) << np.uint64(64 - label_bits)
+    words.sort()
+    order = (words & np.uint64((1 << row_bits) - 1)).astype(np.int64)
+    words >>= np.uint64(row_bits)
+    same = words[1:] == words[:-1]
+    if same.any():
+        tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
+        rows, run = order[tied], np.append(0, np.cumsum(~same))[tied]
+        order[tied] = rows[np.lexsort((*(key[rows] for key in tie_breakers), -score[rows], run))]
     return order
+
+
+def _descending(score: np.ndarray) -> np.ndarray:
+    """Return uint64 that ascend as the scores descend: the bits of the negated score, those of negatives flipped."""
+    bits: np.ndarray = (0.0 - score).view(np.int64)  # minus zero becomes zero
+    bits ^= (bits >> 63) & np.iinfo(np.int64).max
+    return bits.view(np.uint64) ^ np.uint64(1 << 63)
 
 
 def _group_slices(ascending: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -268,11 +280,12 @@ def _measure(
     detections: Ranked, instances: Ranked, rows: np.ndarray, partners: np.ndarray, *, min_tiou: float
 ) -> Pairs:
     """Return the pairs (rows[i], partners[i]) with enough tIoU."""
-    tiou = aligned_tiou(
-        (detections.start_s[rows], detections.end_s[rows]), (instances.start_s[partners], instances.end_s[partners])
-    )
+    start_s, end_s = detections.start_s[rows], detections.end_s[rows]
+    other_start_s, other_end_s = instances.start_s[partners], instances.end_s[partners]
+    meet = np.flatnonzero((other_start_s < end_s) & (start_s < other_end_s))  # as a rule the smaller part
+    tiou = aligned_tiou((start_s[meet], end_s[meet]), (other_start_s[meet], other_end_s[meet]))
     enough = tiou >= min_tiou
-    rows, partners, tiou = rows[enough], partners[enough], tiou[enough]
+    rows, partners, tiou = rows[meet[enough]], partners[meet[enough]], tiou[enough]
     again = rows[1:] == rows[:-1]
     shared = np.flatnonzero(np.append(again, False) | np.append(False, again)) if rows.size else rows
     order = shared[np.lexsort((-tiou[shared], rows[shared]))]  # stable: equal tIoU stays in the order of instances
