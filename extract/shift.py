@@ -14,8 +14,12 @@ def temporal_shift(x: torch.Tensor, num_frames: int, *, fold_div: int = 8) -> to
         x: (B * T, C, H, W), the T frames of a segment one after the other.
         num_frames: T.
     """
+    return shift_frames(x, num_frames, fold=x.shape[1] // fold_div)
+
+
+def shift_frames(x: torch.Tensor, num_frames: int, *, fold: int) -> torch.Tensor:
+    """Return (B * T, C, H, W): `fold` channels from the next frame, the next `fold` from the one before."""
     batch, channels, height, width = x.shape
-    fold = channels // fold_div
     frames = x.view(batch // num_frames, num_frames, channels, height, width)
     # clone + two slice copies: the cheapest of the plain forms in both memory formats (benchmarks/shift.py)
     shifted = frames.clone()

@@ -1,0 +1,141 @@
+"""Folded steps run by torch: ReLU and addition inside the convolutions, everything channels_last.
+
+torch's CPU builds with oneDNN have operators that apply an addition and a ReLU to a convolution's output while it is
+still in the cache (those that torch.compile uses); elsewhere the same is done in separate operations.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from talstack.extract.folding import Convolution, Step
+from talstack.extract.shift import shift_frames
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FusedStep:
+    """A step, or a convolution with what follows it.
+
+    Attributes:
+        place: number of its output among the unfused steps.
+        step: what to do; its inputs are places.
+        addend: place of what is added to a convolution's output, or None.
+        relu: whether a ReLU comes last.
+        free: places that nothing needs any more afterwards.
+    """
+
+    place: int
+    step: Step
+    addend: int | None = None
+    relu: bool = False
+    free: tuple[int, ...] = ()
+
+
+def fuse_steps(steps: Sequence[Step]) -> tuple[FusedStep, ...]:
+    """Return the steps with every conv + ReLU and conv + addition + ReLU as one, in the order of their outputs."""
+    uses = Counter(source for step in steps for source in step.inputs)
+    fused: dict[int, FusedStep] = {}
+
+    def own(place: int, kind: str) -> bool:
+        return steps[place].kind == kind and uses[place] == 1 and place in fused
+
+    for place, step in enumerate(steps):
+        made = FusedStep(place, step)
+        if step.kind == "relu":
+            before = step.inputs[0]
+            convs = [source for source in steps[before].inputs if own(source, "conv")] if own(before, "add") else []
+            if own(before, "conv"):
+                made = FusedStep(place, steps[before], relu=True)
+                del fused[before]
+            elif convs:
+                left = steps[before].inputs
+                other = left[1] if left[0] == convs[0] else left[0]
+                made = FusedStep(place, steps[convs[0]], addend=other, relu=True)
+                del fused[before], fused[convs[0]]
+        fused[place] = made
+    return _with_frees([fused[place] for place in sorted(fused)])
+
+
+def _inputs(fused: FusedStep) -> tuple[int, ...]:
+    return fused.step.inputs if fused.addend is None else (*fused.step.inputs, fused.addend)
+
+
+def _with_frees(fused: list[FusedStep]) -> tuple[FusedStep, ...]:
+    last = {source: at for at, one in enumerate(fused) for source in _inputs(one)}
+    return tuple(
+        FusedStep(
+            one.place, one.step, one.addend, one.relu, tuple({s for s in _inputs(one) if last[s] == at})
+        )
+        for at, one in enumerate(fused)
+    )  # fmt: skip
+
+
+def run_steps(steps: Sequence[FusedStep], frames: torch.Tensor, *, num_frames: int) -> torch.Tensor:
+    """Return the pooled last stage (N, D) of frames (N, 3, H, W), N = B * num_frames, channels_last."""
+    values: dict[int, torch.Tensor] = {}
+    result = frames
+    for fused in steps:
+        inputs = [values[source] for source in fused.step.inputs]
+        if fused.step.kind == "input":
+            result = frames
+        elif fused.step.convolution is not None:
+            addend = None if fused.addend is None else values[fused.addend]
+            result = _convolve(inputs[0], fused, addend, num_frames=num_frames)
+        else:
+            result = _apply(fused.step, inputs)
+        values[fused.place] = result
+        for source in fused.free:
+            del values[source]
+    return result
+
+
+def _apply(step: Step, inputs: list[torch.Tensor]) -> torch.Tensor:
+    if step.window is not None:
+        kernel, stride, padding = step.window
+        return functional.max_pool2d(inputs[0], kernel, stride, padding)
+    if step.kind == "add":
+        return inputs[0] + inputs[1]
+    if step.kind == "mean":
+        return inputs[0].mean(dim=(2, 3))
+    return functional.relu6(inputs[0]) if step.kind == "relu6" else functional.relu(inputs[0])
+
+
+def _convolve(x: torch.Tensor, fused: FusedStep, addend: torch.Tensor | None, *, num_frames: int) -> torch.Tensor:
+    conv = fused.step.convolution
+    assert conv is not None  # noqa: S101 - the caller has looked
+    if conv.fold:
+        x = shift_frames(x, num_frames, fold=conv.fold)
+    if not HAS_FUSED:
+        return _plain(x, conv, addend, relu=fused.relu)
+    shape = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
+    if addend is None:
+        kind = "relu" if fused.relu else "none"
+        return torch.ops.mkldnn._convolution_pointwise(x, conv.weight, conv.bias, *shape, kind, [], "")
+    return torch.ops.mkldnn._convolution_pointwise.binary(
+        x, addend, conv.weight, conv.bias, *shape, "add", 1.0, "relu", [], ""
+    )
+
+
+def _plain(x: torch.Tensor, conv: Convolution, addend: torch.Tensor | None, *, relu: bool) -> torch.Tensor:
+    made = functional.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    made = made if addend is None else made.add_(addend)
+    return made.relu_() if relu else made
+
+
+def _has_fused() -> bool:
+    """Return whether this torch has the fused operators, and they do what they are taken for."""
+    x, weight = torch.ones(1, 1, 1, 1), -2 * torch.ones(1, 1, 1, 1)
+    shape = ([0, 0], [1, 1], [1, 1], 1)
+    try:
+        operator = torch.ops.mkldnn._convolution_pointwise
+        alone = operator(x, weight, None, *shape, "relu", [], "")
+        added = operator.binary(x, 5 * x, weight, None, *shape, "add", 1.0, "relu", [], "")
+    except (AttributeError, RuntimeError, NotImplementedError, TypeError):
+        return False
+    return alone.item() == 0 and added.item() == 3
+
+
+HAS_FUSED = _has_fused()

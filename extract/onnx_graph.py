@@ -1,0 +1,178 @@
+"""The backbone as an ONNX graph in which the temporal shift moves no data.
+
+The T frames of a segment are separate tensors here, and so are the three groups of channels that the shift treats
+differently. A shifted convolution is then the sum of three convolutions, each over one group of the frame that it
+comes from: nothing is sliced, copied or concatenated, and the runtime keeps its own memory layout from the first
+convolution to the last. (Slices and a concatenation make ONNX Runtime leave that layout before every block and enter
+it again behind it: a quarter of the time. See docs/decisions/0013-runtimes.md.)
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from talstack.extract.backbone import PIXEL_MEAN, PIXEL_STD, TSMBackbone
+from talstack.extract.folding import Convolution, Step, fold_network
+from talstack.io.errors import ModelError
+
+OPSET = 17
+IR_VERSION = 8  # what onnxruntime 1.13 and later read
+INPUT, OUTPUTS = "pixels", ("features", "logits", "scene_logits")
+
+Range: TypeAlias = tuple[int, int] | None  # channels [first, past); None: all of them
+
+
+def export_onnx(model: TSMBackbone, frame_size: int) -> bytes:
+    """Return the serialised graph of a model in evaluation mode.
+
+    Input `pixels` (B, T, frame_size, frame_size, 3) uint8 RGB; outputs as `BackboneOutput` has them, float32.
+
+    Raises:
+        ModelError: an operation that cannot be expressed.
+    """
+    graph = _Graph(fold_network(model.net), model.num_frames)
+    graph.write_outputs(model)
+    shape = ("B", model.num_frames, frame_size, frame_size, 3)
+    widths = (model.feature_dim, model.action.out_features, model.scene.out_features)
+    made = helper.make_graph(
+        graph.nodes,
+        "backbone",
+        [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, shape)],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ("B", width))
+            for name, width in zip(OUTPUTS, widths, strict=True)
+        ],
+        list(graph.constants.values()),
+    )
+    proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    onnx.checker.check_model(proto)
+    return bytes(proto.SerializeToString())
+
+
+class _Graph:
+    """Writes the steps' outputs on request, one frame and one range of channels at a time, each only once."""
+
+    def __init__(self, steps: Sequence[Step], num_frames: int) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
+        self._steps, self._num_frames = steps, num_frames
+        self._ranges = _channel_ranges(steps)
+        self._written: dict[tuple[int, int, Range], str] = {}
+
+    def write_outputs(self, model: TSMBackbone) -> None:
+        frames = [self._output(len(self._steps) - 1, frame, None) for frame in range(self._num_frames)]
+        share = self._constant("share", lambda: np.array(1 / len(frames), dtype=np.float32))
+        total = self._node("Flatten", [self._node("Sum", frames)], axis=1)
+        self._node("Mul", [total, share], name=OUTPUTS[0])
+        for name, layer in zip(OUTPUTS[1:], (model.action, model.scene), strict=True):
+            parameters = {"weight": layer.weight.detach().numpy(), "bias": layer.bias.detach().numpy()}
+            constants = [self._constant(f"{name}_{key}", lambda v=value: v) for key, value in parameters.items()]
+            self._node("Gemm", [OUTPUTS[0], *constants], name=name, transB=1)
+
+    def _node(self, kind: str, inputs: Sequence[str], *, name: str = "", **attributes: Any) -> str:
+        name = name or f"{kind}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
+        return name
+
+    def _constant(self, name: str, values: Callable[[], np.ndarray]) -> str:
+        if name not in self.constants:
+            self.constants[name] = numpy_helper.from_array(np.array(values(), order="C"), name)
+        return name
+
+    def _output(self, place: int, frame: int, channels: Range) -> str:
+        """Return the name of a step's output for one frame: these channels, or all."""
+        key = (place, frame, channels)
+        if key not in self._written:
+            self._written[key] = self._write(place, frame, channels)
+        return self._written[key]
+
+    def _write(self, place: int, frame: int, channels: Range) -> str:
+        step = self._steps[place]
+        if channels is None and step.kind != "conv" and place in self._ranges:
+            return self._node("Concat", [self._output(place, frame, part) for part in self._ranges[place]], axis=1)
+        if step.kind == "input":
+            return self._picture(frame)
+        if step.kind == "conv":
+            return self._convolved(place, frame, channels)
+        inputs = [self._output(source, frame, channels) for source in step.inputs]
+        if step.window is not None:
+            kernel, stride, padding = step.window
+            sides = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [padding] * 4}
+            return self._node("MaxPool", inputs, **sides)
+        if step.kind == "relu6":
+            limits = [self._constant(f"limit_{v}", lambda v=v: np.array(v, dtype=np.float32)) for v in (0, 6)]
+            return self._node("Clip", [*inputs, *limits])
+        return self._node({"relu": "Relu", "add": "Add", "mean": "GlobalAveragePool"}[step.kind], inputs)
+
+    def _picture(self, frame: int) -> str:
+        """Write one frame, standardised: (B, 3, H, W) float32."""
+        index = self._constant(f"frame_{frame}", lambda: np.array(frame, dtype=np.int64))
+        picture = self._node("Transpose", [self._node("Gather", [INPUT, index], axis=1)], perm=[0, 3, 1, 2])
+        picture = self._node("Cast", [picture], to=TensorProto.FLOAT)
+        mean, std = (np.array(v, dtype=np.float32)[:, None, None] * 255 for v in (PIXEL_MEAN, PIXEL_STD))
+        scaled = self._node("Mul", [picture, self._constant("pixel_scale", lambda: 1 / std)])
+        return self._node("Add", [scaled, self._constant("pixel_offset", lambda: -mean / std)])
+
+    def _convolved(self, place: int, frame: int, channels: Range) -> str:
+        """Write a convolution: the sum over the groups of its input that are separate tensors."""
+        conv, source = self._convolution(place), self._steps[place].inputs[0]
+        terms: list[tuple[int, Range]] = [(frame, None)]
+        if conv.fold:
+            terms = list(zip((frame + 1, frame - 1, frame), self._ranges[source], strict=True))
+        elif source in self._ranges and conv.groups == 1:
+            terms = [(frame, group) for group in self._ranges[source]]
+        made = ""
+        for at, group in reversed(terms):  # the largest group first, the others are added to it
+            if 0 <= at < self._num_frames:  # beyond the segment's ends there is nothing to add
+                term = self._term(place, self._output(source, at, group), rows=channels, columns=group, first=not made)
+                made = self._node("Add", [term, made]) if made else term
+        return made
+
+    def _term(self, place: int, source: str, *, rows: Range, columns: Range, first: bool) -> str:
+        conv = self._convolution(place)
+        weight = self._constant(
+            f"weight_{place}_{rows}_{columns}", lambda: conv.weight.numpy()[_slice(rows), _slice(columns)]
+        )
+        bias = [self._constant(f"bias_{place}_{rows}", lambda: conv.bias.numpy()[_slice(rows)])] if first else []
+        return self._node(
+            "Conv", [source, weight, *bias], strides=conv.stride, pads=conv.padding * 2, dilations=conv.dilation,
+            group=conv.groups, kernel_shape=tuple(conv.weight.shape[2:]),
+        )  # fmt: skip
+
+    def _convolution(self, place: int) -> Convolution:
+        conv = self._steps[place].convolution
+        if conv is None:
+            raise ModelError(f"step {place} is no convolution")
+        return conv
+
+
+def _slice(channels: Range) -> slice:
+    return slice(None) if channels is None else slice(*channels)
+
+
+def _channel_ranges(steps: Sequence[Step]) -> dict[int, tuple[tuple[int, int], ...]]:
+    """Return the ranges in which a step's channels are written, for the steps that a shift reads.
+
+    Everything between that step and the convolutions before it works channel by channel and is written in the same
+    ranges.
+    """
+    ranges: dict[int, tuple[tuple[int, int], ...]] = {}
+
+    def spread(place: int, parts: tuple[tuple[int, int], ...]) -> None:
+        step = steps[place]
+        if step.kind == "input" or (step.convolution is not None and step.convolution.groups > 1):
+            raise ModelError("a temporal shift behind a grouped convolution cannot be exported; use another runtime")
+        if place not in ranges:
+            ranges[place] = parts
+            if step.kind != "conv":
+                for source in steps[place].inputs:
+                    spread(source, parts)
+
+    for step in steps:
+        if step.convolution is not None and step.convolution.fold:
+            fold, num_channels = step.convolution.fold, step.convolution.weight.shape[1]
+            spread(step.inputs[0], ((0, fold), (fold, 2 * fold), (2 * fold, num_channels)))
+    return ranges

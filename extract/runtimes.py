@@ -1,0 +1,170 @@
+"""What computes the features: the same network in several forms, each (pixels in, numpy arrays out).
+
+    eager        the module itself; runs everywhere, and on a GPU
+    folded       batch norm folded, channels_last, additions and ReLUs inside the convolutions (torch alone, CPU)
+    compile      torch.compile with freezing (CPU; needs a C++ compiler where it runs)
+    onnxruntime  ONNX Runtime (CPU)
+    openvino     OpenVINO (CPU; `pip install 'talstack[openvino]'`)
+
+All are made from the module that was trained and agree with it within `TOLERANCE`; which one is fastest depends on the
+machine (`talstack.extract.runtime_choice`).
+"""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from talstack.extract.backbone import TSMBackbone, normalise
+from talstack.extract.folded_steps import fuse_steps, run_steps
+from talstack.extract.folding import fold_network
+from talstack.extract.onnx_graph import INPUT, OUTPUTS, export_onnx
+from talstack.io.errors import ConfigError
+
+TOLERANCE = 1e-4  # of the largest feature: how far a runtime may be from the module
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Computed:
+    """Features of B segments, all float32: features (B, D), logits (B, C + 1), scene_logits (B, K)."""
+
+    features: np.ndarray
+    logits: np.ndarray
+    scene_logits: np.ndarray
+
+
+class Runtime(Protocol):
+    """Computes features of segments."""
+
+    name: str
+
+    def run(self, pixels: np.ndarray) -> Computed:
+        """Return the features of (B, T, H, W, 3) uint8 RGB pixels."""
+        ...
+
+
+class EagerRuntime:
+    """The module as it is, on any device."""
+
+    def __init__(self, model: TSMBackbone, device: torch.device | None = None) -> None:
+        self.name = f"torch eager {version('torch').split('+')[0]}"
+        self._device = device or torch.device("cpu")
+        # TF32 would move features by 1e-3; without it a GPU's agree with a CPU's, and one store may hold both
+        torch.backends.cudnn.allow_tf32 = False
+        self._model = model.to(self._device).to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def run(self, pixels: np.ndarray) -> Computed:
+        """Return the features of (B, T, H, W, 3) uint8 RGB pixels."""
+        moved = torch.from_numpy(pixels).to(self._device)  # uint8 travels, floats are made there
+        return Computed(*(tensor.cpu().numpy() for tensor in self._model(normalise(moved))))
+
+
+class FoldedRuntime:
+    """The folded steps on channels_last tensors, with ReLU and addition fused into the convolutions."""
+
+    def __init__(self, model: TSMBackbone) -> None:
+        self.name = f"torch folded {version('torch').split('+')[0]}"
+        self._model = model
+        self._steps = fuse_steps(fold_network(model.net))
+
+    @torch.inference_mode()
+    def run(self, pixels: np.ndarray) -> Computed:
+        """Return the features of (B, T, H, W, 3) uint8 RGB pixels."""
+        frames = normalise(torch.from_numpy(pixels)).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        num_frames = self._model.num_frames
+        features = run_steps(self._steps, frames, num_frames=num_frames).unflatten(0, (-1, num_frames)).mean(dim=1)
+        heads = (self._model.action(features), self._model.scene(features))
+        return Computed(*(tensor.numpy() for tensor in (features, *heads)))
+
+
+class CompiledRuntime:
+    """The module through torch.compile, weights frozen."""
+
+    def __init__(self, model: TSMBackbone) -> None:
+        import torch._inductor.config as inductor  # noqa: PLC0415 - half a second
+
+        self.name = f"torch compile {version('torch').split('+')[0]}"
+        inductor.freezing = True
+        self._compiled = torch.compile(model.to(memory_format=torch.channels_last), dynamic=False)
+
+    @torch.no_grad()  # freezing wants it; inference mode would switch it off
+    def run(self, pixels: np.ndarray) -> Computed:
+        """Return the features of (B, T, H, W, 3) uint8 RGB pixels."""
+        return Computed(*(tensor.numpy() for tensor in self._compiled(normalise(torch.from_numpy(pixels)))))
+
+
+class OnnxRuntime:
+    """ONNX Runtime on the graph of `talstack.extract.onnx_graph`."""
+
+    def __init__(self, model: TSMBackbone, *, frame_size: int, threads: int) -> None:
+        import onnxruntime  # noqa: PLC0415 - not every command computes features
+
+        self.name = f"onnxruntime {onnxruntime.__version__}"
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        # waiting threads that spin take the decoding thread's core
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        graph = export_onnx(model, frame_size)
+        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+    def run(self, pixels: np.ndarray) -> Computed:
+        """Return the features of (B, T, H, W, 3) uint8 RGB pixels."""
+        return Computed(*self._session.run(list(OUTPUTS), {INPUT: np.ascontiguousarray(pixels)}))
+
+
+class OpenVinoRuntime:
+    """OpenVINO on the same graph."""
+
+    def __init__(self, model: TSMBackbone, *, frame_size: int, threads: int) -> None:
+        import openvino  # noqa: PLC0415 - an extra
+
+        self.name = f"openvino {openvino.__version__.split('-')[0]}"
+        settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+        graph = openvino.Core().read_model(export_onnx(model, frame_size))
+        self._compiled = openvino.compile_model(graph, "CPU", settings)
+
+    def run(self, pixels: np.ndarray) -> Computed:
+        """Return the features of (B, T, H, W, 3) uint8 RGB pixels."""
+        found = self._compiled({INPUT: np.ascontiguousarray(pixels)})
+        return Computed(*(np.array(found[name]) for name in OUTPUTS))
+
+
+def build_runtime(name: str, model: TSMBackbone, *, frame_size: int, threads: int) -> Runtime:
+    """Return the runtime of that name, for a model in evaluation mode on the CPU.
+
+    Args:
+        threads: of the computation; torch's own number is set by the caller.
+
+    Raises:
+        ConfigError: an unknown name, or its package is not installed.
+        ModelError: the network has an operation that the runtime lacks.
+    """
+    makers: dict[str, Callable[[], Runtime]] = {
+        "eager": lambda: EagerRuntime(model),
+        "folded": lambda: FoldedRuntime(model),
+        "compile": lambda: CompiledRuntime(model),
+        "onnxruntime": lambda: OnnxRuntime(model, frame_size=frame_size, threads=threads),
+        "openvino": lambda: OpenVinoRuntime(model, frame_size=frame_size, threads=threads),
+    }
+    if name not in makers:
+        raise ConfigError(f"runtime {name!r}: expected one of {', '.join(makers)}")
+    if name in ("onnxruntime", "openvino") and not is_installed(name):
+        raise ConfigError(f"runtime {name!r} is not installed; run: pip install {name}, or set extract.runtime = auto")
+    return makers[name]()
+
+
+def is_installed(name: str) -> bool:
+    """Return whether the package behind a runtime can be imported."""
+    return importlib.util.find_spec(name) is not None
+
+
+def largest_difference(found: Computed, reference: Computed) -> float:
+    """Return how far the features are apart, as a share of the largest one."""
+    largest = float(np.abs(reference.features).max())
+    return float(np.abs(found.features - reference.features).max()) / (largest or 1.0)

@@ -1,0 +1,158 @@
+"""Every runtime against the module it was made from."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from talstack.extract import folded_steps
+from talstack.extract.backbone import TSMBackbone
+from talstack.extract.folding import fold_network
+from talstack.extract.runtime_choice import Choice, check_agreement, choose_runtime, measure_runtimes
+from talstack.extract.runtimes import (
+    TOLERANCE,
+    Computed,
+    EagerRuntime,
+    build_runtime,
+    is_installed,
+    largest_difference,
+)
+from talstack.io.errors import ConfigError, ModelError
+from talstack.io.files import read_json
+
+SIZE, FRAMES = 64, 4
+
+
+def make_model(arch: str = "resnet18_narrow", *, shift: bool = True, num_frames: int = FRAMES) -> TSMBackbone:
+    """Return a network whose batch norms do something."""
+    torch.manual_seed(0)
+    model = TSMBackbone(arch, num_frames=num_frames, num_actions=5, num_scenes=3, shift=shift).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.2)
+    return model
+
+
+def make_pixels(segments: int = 2, num_frames: int = FRAMES) -> np.ndarray:
+    shape = (segments, num_frames, SIZE, SIZE, 3)
+    return np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", ["folded", "onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    ("arch", "shift"), [("resnet18_narrow", True), ("resnet18_narrow", False), ("resnet50", True), ("resnet18", True)]
+)
+def test_a_runtime_computes_what_the_module_does(name: str, arch: str, shift: bool) -> None:
+    if name == "openvino" and not is_installed(name):
+        pytest.skip("openvino is an extra")
+    model, pixels = make_model(arch, shift=shift), make_pixels()
+    reference = EagerRuntime(model).run(pixels)
+    found = build_runtime(name, model, frame_size=SIZE, threads=1).run(pixels)
+    for part in ("features", "logits", "scene_logits"):
+        expected = getattr(reference, part)
+        np.testing.assert_allclose(getattr(found, part), expected, atol=TOLERANCE * np.abs(expected).max())
+        assert getattr(found, part).dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ["folded", "onnxruntime"])
+def test_the_shift_is_in_every_runtime(name: str) -> None:
+    plain = build_runtime(name, make_model(shift=False), frame_size=SIZE, threads=1)
+    shifted = build_runtime(name, make_model(shift=True), frame_size=SIZE, threads=1)
+    pixels = make_pixels()
+    backwards = np.ascontiguousarray(pixels[:, ::-1])
+    same = largest_difference(plain.run(backwards), plain.run(pixels))
+    changed = largest_difference(shifted.run(backwards), shifted.run(pixels))
+    assert same < TOLERANCE < 0.01 < changed  # without a shift the order of frames does not matter
+
+
+def test_a_deep_network_shifts_every_second_block() -> None:
+    """ResNet-101's rule; the blocks between read tensors that were written in parts."""
+    torch.manual_seed(0)
+    model = make_model("resnet50")
+    stage = model.net.layer2
+    stage[1].conv1 = stage[1].conv1.net
+    reference = EagerRuntime(model).run(make_pixels())
+    for name in ("folded", "onnxruntime"):
+        found = build_runtime(name, model, frame_size=SIZE, threads=1).run(make_pixels())
+        check_agreement(build_runtime(name, model, frame_size=SIZE, threads=1), found, reference)
+
+
+@pytest.mark.parametrize("name", ["folded", "onnxruntime"])
+def test_one_frame_per_segment(name: str) -> None:
+    model, pixels = make_model(num_frames=1), make_pixels(num_frames=1)
+    found = build_runtime(name, model, frame_size=SIZE, threads=1).run(pixels)
+    assert largest_difference(found, EagerRuntime(model).run(pixels)) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["folded", "onnxruntime"])
+def test_features_do_not_depend_on_the_batch(name: str) -> None:
+    runtime, pixels = build_runtime(name, make_model(), frame_size=SIZE, threads=1), make_pixels(3)
+    together = runtime.run(pixels)
+    for row in range(3):
+        alone = runtime.run(pixels[row : row + 1])
+        np.testing.assert_allclose(alone.features[0], together.features[row], rtol=1e-5, atol=1e-6)
+
+
+def test_without_the_fused_operators_the_features_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime, pixels = build_runtime("folded", make_model(), frame_size=SIZE, threads=1), make_pixels()
+    before = runtime.run(pixels)
+    monkeypatch.setattr(folded_steps, "HAS_FUSED", False)
+    assert largest_difference(runtime.run(pixels), before) < TOLERANCE
+
+
+def test_folding_refuses_what_it_does_not_know() -> None:
+    model = make_model()
+    with pytest.raises(ModelError, match="evaluation mode"):
+        fold_network(model.net.train())
+    model.net.eval().relu = nn.GELU()
+    with pytest.raises(ModelError, match=r"GELU.*runtime = eager"):
+        fold_network(model.net)
+
+
+def test_unknown_and_missing_runtimes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="expected one of eager"):
+        build_runtime("tensorrt", make_model(), frame_size=SIZE, threads=1)
+    monkeypatch.setattr("talstack.extract.runtimes.is_installed", lambda name: False)
+    with pytest.raises(ConfigError, match="pip install openvino"):
+        build_runtime("openvino", make_model(), frame_size=SIZE, threads=1)
+
+
+def test_the_fastest_is_chosen_once_and_remembered(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, model = tmp_path / "a" / "runtimes.json", make_model()
+    first = choose_runtime(model, frame_size=SIZE, threads=1, cache=cache)
+    assert first.name == max(first.segments_per_s, key=lambda name: first.segments_per_s[name])
+    assert {"folded", "onnxruntime", "eager"} <= set(first.segments_per_s)
+    monkeypatch.setattr("talstack.extract.runtime_choice.measure_runtimes", lambda *a, **k: pytest.fail("measured"))
+    assert choose_runtime(model, frame_size=SIZE, threads=1, cache=cache) == first
+    monkeypatch.setattr("talstack.extract.runtime_choice.measure_runtimes", lambda *a, **k: Choice("eager"))
+    assert choose_runtime(model, frame_size=SIZE, threads=2, cache=cache) == Choice("eager")
+    assert len(read_json(cache)) == 2
+    cache.write_text("[1")
+    assert choose_runtime(model, frame_size=SIZE, threads=1, cache=cache) == Choice("eager")
+
+
+def test_a_runtime_that_computes_something_else_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(EagerRuntime):
+        def run(self, pixels: np.ndarray) -> Computed:
+            found = super().run(pixels)
+            return Computed(found.features * 1.01, found.logits, found.scene_logits)
+
+    def build(name: str, model: TSMBackbone, **settings: int) -> EagerRuntime:
+        return Wrong(model) if name == "folded" else EagerRuntime(model)
+
+    monkeypatch.setattr("talstack.extract.runtime_choice.build_runtime", build)
+    choice = measure_runtimes(make_model(), ("folded", "eager"), frame_size=SIZE, threads=1)
+    assert choice.name == "eager"
+    assert "differ from the module's by 0.01" in choice.rejected["folded"]
+
+
+def test_when_nothing_else_works_the_module_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(name: str, *args: object, **settings: int) -> None:
+        raise ImportError("no such library")
+
+    monkeypatch.setattr("talstack.extract.runtime_choice.build_runtime", build)
+    choice = measure_runtimes(make_model(), ("onnxruntime",), frame_size=SIZE, threads=1)
+    assert choice == Choice("eager", {}, {"onnxruntime": "ImportError: no such library"})
