@@ -9,8 +9,11 @@ has what the phases of the waveforms say, which the estimate does not look at. T
 the folder holds panoramic/<id>.mp4, third_person/<id>.mp4 and binocular/<id>/clip0.mp4.
 """
 
-from collections.abc import Iterator, Mapping
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -18,10 +21,21 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from scipy import fft, signal
+from scipy.ndimage import uniform_filter1d
 
-from talstack.extract.sync import MIN_CONFIDENCE, RATE, LagEstimate, SoundFeatures, estimate_lag, sound_features
+from talstack.extract.audio import log_mel
+from talstack.extract.sync import (
+    MIN_CONFIDENCE,
+    NUM_MELS,
+    RATE,
+    LagEstimate,
+    SoundFeatures,
+    estimate_lag,
+    sound_features,
+)
 from talstack.io.audio_track import read_audio
 
+DRIFT_PPM = 300  # as far as 20 minutes at 50 ppm, which a bad quartz has
 REPEATS = 4  # cuts of each recording
 THRESHOLDS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 PHASE_BANDS_HZ = ((100, 1000), (1000, 3000))
@@ -72,26 +86,44 @@ def spoil(rng: np.random.Generator, piece: np.ndarray, cut: Cut, other: np.ndarr
     return (mixed * 10 ** rng.uniform(-1, 0.5)).astype(np.float32)
 
 
-def cut_pairs(whole: Mapping[str, np.ndarray], source: Mapping[str, np.ndarray], cut: Cut) -> Iterator[Found]:
-    """Yield the estimates of pieces of `source` in `whole`."""
-    names = list(whole)
-    rng = np.random.default_rng(0)
-    for i, name in enumerate(names):
-        early = 3 * RATE if cut.kind == "early" else 0
-        reference = features(whole[name][early:])
-        for _ in range(REPEATS):
-            length = round(cut.length_s * RATE)
-            first = 0 if early else int(rng.integers(0, len(source[name]) - length))
-            other = whole[names[(i + rng.integers(1, len(names))) % len(names)]]
-            piece = spoil(rng, source[name][first : first + length], cut, other)
-            yield estimate_lag(reference, features(piece)), (first - early) / RATE
-
-
 def features(samples: np.ndarray) -> SoundFeatures:
     found = sound_features(samples)
     if found is None:
         raise click.ClickException("a clip is silent; is this x360?")
     return found
+
+
+def cut_pairs(
+    whole: Mapping[str, np.ndarray],
+    source: Mapping[str, np.ndarray],
+    cut: Cut,
+    way: Callable[[np.ndarray], SoundFeatures] = features,
+) -> Iterator[Found]:
+    """Yield the estimates of pieces of `source` in `whole`."""
+    names = list(whole)
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(names):
+        early = 3 * RATE if cut.kind == "early" else 0
+        reference = way(whole[name][early:])
+        for _ in range(REPEATS):
+            length = round(cut.length_s * RATE)
+            first = 0 if early else int(rng.integers(0, len(source[name]) - length))
+            other = whole[names[(i + rng.integers(1, len(names))) % len(names)]]
+            piece = spoil(rng, source[name][first : first + length], cut, other)
+            yield estimate_lag(reference, way(piece)), (first - early) / RATE
+
+
+def drifting_pairs(whole: Mapping[str, np.ndarray], source: Mapping[str, np.ndarray]) -> Iterator[Found]:
+    """Yield the estimates of all recordings in a row against themselves by a fast clock; true is the clip's middle."""
+    rng = np.random.default_rng(0)
+    for _ in range(REPEATS):
+        names = rng.permutation(list(whole))
+        reference = np.concatenate([whole[name][: 10 * RATE] for name in names])
+        clip = np.concatenate([source[name][: 10 * RATE] for name in names])
+        times = np.arange(len(clip)) * (1 + DRIFT_PPM / 1e6)
+        drifted = np.interp(times, np.arange(len(clip)), clip)
+        piece = spoil(rng, drifted, Cut("", snr_db=10), clip)
+        yield estimate_lag(features(reference), features(piece)), DRIFT_PPM / 1e6 * len(clip) / 2 / RATE
 
 
 def measure(root: Path) -> dict[str, list[Found]]:
@@ -104,6 +136,9 @@ def measure(root: Path) -> dict[str, list[Found]]:
     table["panoramic, third_person"] = [(estimate_lag(panoramic[n], third[n]), 0.0) for n in names]
     for cut in CUTS:
         table[cut.name] = list(cut_pairs(sounds["panoramic"], sounds["third_person"], cut))
+    table[f"200 s, clock {DRIFT_PPM} ppm fast, +10 dB"] = list(
+        drifting_pairs(sounds["panoramic"], sounds["third_person"])
+    )
     wrong = [(n, other, view) for n in names for other in names if n != other for view in ("third_person", "binocular")]
     table["wrong recording, whole"] = [(estimate_lag(panoramic[n], heard[v][o]), nan) for n, o, v in wrong]
     five = {v: {n: features(s[2 * RATE : 7 * RATE]) for n, s in sounds[v].items()} for v in sounds if v != "panoramic"}
@@ -151,7 +186,9 @@ def print_phases(
 
 def print_pairs(table: Mapping[str, list[Found]]) -> None:
     """Print one row per kind of pair."""
-    shown = Table("pairs", "number", "placed, %", "median |error|, ms", "largest, ms", title=f"at {MIN_CONFIDENCE}")
+    shown = Table(
+        "pairs", "number", "placed, %", "median |error|, ms", "largest, ms", title=f"threshold {MIN_CONFIDENCE:g}"
+    )
     for name in ("lowest confidence", "median", "highest"):
         shown.add_column(name, justify="right")
     for kind, found in table.items():
@@ -186,6 +223,48 @@ def print_thresholds(table: Mapping[str, list[Found]]) -> None:
     Console(width=120).print(shown)
 
 
+def plain_features(samples: np.ndarray, *, is_envelope: bool) -> SoundFeatures:
+    """Return what could be compared instead: loudness or bands less their moving mean, not decorrelated."""
+    loudness = log_mel(samples * np.float32(0.1 / np.sqrt(np.mean(samples**2))), rate=RATE, num_mels=NUM_MELS)
+    bands = loudness.mean(axis=1, keepdims=True) if is_envelope else loudness
+    values = bands - uniform_filter1d(bands, 101, axis=0, mode="nearest")
+    return SoundFeatures(values / values.std(axis=0), np.ones(len(values), dtype=bool), 0.0)
+
+
+def print_features(whole: Mapping[str, np.ndarray], source: Mapping[str, np.ndarray]) -> None:
+    """Print how well the confidence tells right pairs (5 s, noise at 0 dB) from wrong ones, for other features."""
+    shown = Table("compared", "wrong: highest confidence", "right: lowest", "median", "right above every wrong, %")
+    ways: dict[str, Callable[[np.ndarray], SoundFeatures]] = {
+        "envelope": partial(plain_features, is_envelope=True),
+        "log-mel": partial(plain_features, is_envelope=False),
+        "decorrelated log-mel": features,
+    }
+    cut = Cut("", snr_db=0)
+    for name, way in ways.items():
+        heard = {n: way(s) for n, s in whole.items()}
+        others = {n: way(s[2 * RATE : 7 * RATE]) for n, s in source.items()}
+        wrong = [estimate_lag(heard[n], others[o]) for n in heard for o in others if n != o]
+        right = [estimate for estimate, _ in cut_pairs(whole, source, cut, way)]
+        lows, highs = (np.array([e.confidence for e in found if e is not None]) for found in (wrong, right))
+        above = 100 * np.mean(highs > lows.max())
+        shown.add_row(name, *(f"{v:.1f}" for v in (lows.max(), highs.min(), np.median(highs), above)))
+    Console(width=120).print(shown)
+
+
+def print_cost(sounds: Mapping[str, np.ndarray]) -> None:
+    """Print what two recordings of 20 minutes cost."""
+    whole = np.concatenate(list(sounds.values()) * 6)[: 20 * 60 * RATE]
+    tracemalloc.start()
+    started_s = time.perf_counter()
+    reference, clip = features(whole), features(whole[::-1])
+    heard_s = time.perf_counter()
+    estimate_lag(reference, clip)
+    click.echo(
+        f"20 minutes against 20 minutes: features of both {heard_s - started_s:.1f} s, all lags "
+        f"{time.perf_counter() - heard_s:.1f} s, at most {tracemalloc.get_traced_memory()[1] / 2**20:.0f} MiB"
+    )
+
+
 @click.command()
 @click.argument("root", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def main(root: Path) -> None:
@@ -193,6 +272,9 @@ def main(root: Path) -> None:
     table = measure(root)
     print_pairs(table)
     print_thresholds(table)
+    sounds = read_sounds(root, "panoramic")
+    print_features(sounds, read_sounds(root, "third_person"))
+    print_cost(sounds)
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def _correlate(a: SoundFeatures, b: SoundFeatures) -> tuple[np.ndarray, np.ndarr
     num_a, num_b = len(a.values), len(b.values)
     size = fft.next_fast_len(num_a + num_b - 1, real=True)
     spectrum = np.zeros(size // 2 + 1, dtype=np.complex128)
-    for band in range(NUM_MELS):  # one band at a time bounds memory on long recordings
+    for band in range(a.values.shape[1]):  # one band at a time bounds memory on long recordings
         spectrum += fft.rfft(a.values[:, band], size) * np.conj(fft.rfft(b.values[:, band], size))
     lags = np.arange(1 - num_b, num_a)
     products = fft.irfft(spectrum, size)[lags]
