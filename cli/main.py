@@ -16,6 +16,7 @@ from talstack.cli import (
     import_,
     init,
     submit,
+    sync,
     validate,
 )
 from talstack.io.errors import TalstackError
@@ -37,7 +38,7 @@ class _Group(click.Group):
 def main() -> None:
     """Find which actions happen when in long recordings filmed by several cameras.
 
-    The usual order: import (or demo-data), finetune, extract, heads, submit, evaluate. Every step skips what is
+    The usual order: import (or demo-data), sync, finetune, extract, heads, submit, evaluate. Every step skips what is
     already there. Then: diagnose says why a score is what it is, compare whether another is better, validate what
     the competition would refuse; cache looks after the features. Exit codes: 0 done, 1 incomplete (what is missing is
     listed), 2 wrong usage or input.
@@ -48,6 +49,7 @@ for _module in (
     init,
     demo_data,
     import_,
+    sync,
     finetune,
     extract,
     cache,

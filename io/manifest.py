@@ -100,8 +100,7 @@ class Manifest:
     def save(self, folder: Path) -> None:
         """Write the manifest; `dataset.toml` comes last, so that its presence marks a complete folder."""
         for name in SCHEMAS:
-            with atomic_path(folder / f"{name}.parquet") as temporary:
-                getattr(self, name).write_parquet(temporary)
+            self.save_table(folder, name)
         root = self.media_root.resolve()
         parent = folder.resolve().parent
         shown = Path("..") / root.relative_to(parent) if root.is_relative_to(parent) else root
@@ -115,6 +114,11 @@ class Manifest:
             f"scenes = {_toml(self.scenes)}",
         ]
         write_text(folder / "dataset.toml", "\n".join(lines) + "\n")
+
+    def save_table(self, folder: Path, name: str) -> None:
+        """Write one table of a manifest that is there; the rest of the folder stays as it is."""
+        with atomic_path(folder / f"{name}.parquet") as temporary:
+            getattr(self, name).write_parquet(temporary)
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
