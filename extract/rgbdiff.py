@@ -6,6 +6,8 @@ frame, the one that rgb uses, so frames are decoded once for both. The spacing i
 gives the same differences at any frame rate.
 """
 
+import copy
+
 import numpy as np
 import torch
 from torch import nn
@@ -89,13 +91,8 @@ def adapt_first_conv(conv: nn.Conv2d, num_channels: int = NUM_CHANNELS) -> nn.Co
         )
     if num_channels < 1:
         raise InputError(f"first convolution: expected at least 1 new input channel, got {num_channels}")
-    adapted = nn.Conv2d(
-        num_channels, conv.out_channels, conv.kernel_size, stride=conv.stride, padding=conv.padding,
-        dilation=conv.dilation, bias=conv.bias is not None, padding_mode=conv.padding_mode,
-        device=conv.weight.device, dtype=conv.weight.dtype,
-    )  # fmt: skip
-    with torch.no_grad():
-        adapted.weight.copy_(conv.weight.mean(dim=1, keepdim=True).expand_as(adapted.weight))
-        if conv.bias is not None and adapted.bias is not None:
-            adapted.bias.copy_(conv.bias)
+    adapted = copy.deepcopy(conv)
+    adapted.in_channels = num_channels
+    mean = conv.weight.detach().mean(dim=1, keepdim=True)
+    adapted.weight = nn.Parameter(mean.repeat(1, num_channels, 1, 1))
     return adapted
