@@ -1,4 +1,4 @@
-"""The sound of a clip as one row of samples, on the clip's clock."""
+"""The sound of a clip, as one row of samples or as left and right, on the clip's clock."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,27 +21,31 @@ UNKNOWN_LENGTH_S = 6 * 3600.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Audio:
-    """Mono sound.
+    """Sound.
 
     Attributes:
-        samples: (n,) float32 in [-1, 1]; zero where the file has a gap.
+        samples: (n,) float32 in [-1, 1], or (2, n) left and right where asked for; zero where the file has a gap.
         rate: samples per second.
         start_s: where sample 0 lies on the clip's clock, seconds; negative where the sound starts before the
             picture.
+        num_channels: of the file; below 2 left and right are the same and say nothing about direction.
     """
 
     samples: np.ndarray
     rate: int
     start_s: float
+    num_channels: int = 1
 
 
 @dataclass(slots=True)
 class _Run:
-    """Frames that follow each other without a gap, in one format."""
+    """Frames that follow each other without a gap, in one format; `pieces` are (n,), or (2, n) in stereo."""
 
     start_s: float
     kind: tuple[Any, ...]
     resampler: Any
+    num_channels: int
+    stereo: bool
     heard_s: float = 0.0
     pieces: list[np.ndarray] = field(default_factory=list)
 
@@ -55,11 +59,17 @@ class _Run:
             self.heard_s += frame.samples / frame.sample_rate
             frame.pts = None
         for piece in self.resampler.resample(frame):
-            self.pieces.append(piece.to_ndarray().mean(axis=0, dtype=np.float32))
+            channels = piece.to_ndarray()
+            # every layout with more than one channel begins with front left and front right
+            self.pieces.append(
+                channels[[0, min(1, len(channels) - 1)]] if self.stereo else channels.mean(axis=0, dtype=np.float32)
+            )
 
 
-def read_audio(path: Path, *, rate: int) -> Audio:
-    """Return the clip's sound, its channels averaged.
+def read_audio(path: Path, *, rate: int, stereo: bool = False) -> Audio:
+    """Return the clip's sound: its channels averaged, or left and right in two rows.
+
+    A file with one channel has it in both rows; of more than two, front left and front right are taken.
 
     Packets that cannot be decoded and gaps in the timestamps become zeros, so that the clock stays right.
 
@@ -73,10 +83,11 @@ def read_audio(path: Path, *, rate: int) -> Audio:
         stream = audio_stream(container)
         if stream is None:
             raise MediaError(f"{path}: no audio stream (or no decoder for it)")
-        runs = list(_runs(container, stream, rate))
+        runs = list(_runs(container, stream, rate, stereo=stereo))
     if not runs:
         raise MediaError(f"{path}: no sound can be decoded")
-    return Audio(_join(runs, rate), rate, runs[0].start_s - _zero_s(path, runs[0].start_s))
+    num_channels = max(run.num_channels for run in runs)
+    return Audio(_join(runs, rate), rate, runs[0].start_s - _zero_s(path, runs[0].start_s), num_channels)
 
 
 def _zero_s(path: Path, first_sound_s: float) -> float:
@@ -87,7 +98,7 @@ def _zero_s(path: Path, first_sound_s: float) -> float:
         return first_sound_s
 
 
-def _runs(container: Any, stream: Any, rate: int) -> Iterator[_Run]:
+def _runs(container: Any, stream: Any, rate: int, *, stereo: bool) -> Iterator[_Run]:
     """Yield the stretches of sound without a gap."""
     length_s = container.duration / av.time_base + OVERRUN_S if container.duration else UNKNOWN_LENGTH_S
     run: _Run | None = None
@@ -105,7 +116,8 @@ def _runs(container: Any, stream: Any, rate: int) -> Iterator[_Run]:
             if run:
                 run.add(None)
                 yield run
-            run = _Run(at_s, kind, av.AudioResampler(format="fltp", layout=frame.layout, rate=rate))
+            resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=rate)
+            run = _Run(at_s, kind, resampler, frame.layout.nb_channels, stereo)
         run.add(frame)
     if run:
         run.add(None)
@@ -113,12 +125,13 @@ def _runs(container: Any, stream: Any, rate: int) -> Iterator[_Run]:
 
 
 def _join(runs: list[_Run], rate: int) -> np.ndarray:
-    """Return the runs laid out in time, (n,) float32."""
+    """Return the runs laid out in time, (n,) or (2, n) float32."""
+    rows = (2,) if runs[0].stereo else ()
     placed = []
     for run in runs:
-        samples = np.concatenate(run.pieces) if run.pieces else np.zeros(0, dtype=np.float32)
+        samples = np.concatenate(run.pieces, axis=-1) if run.pieces else np.zeros((*rows, 0), dtype=np.float32)
         placed.append((round((run.start_s - runs[0].start_s) * rate), samples))
-    joined = np.zeros(max(start + len(samples) for start, samples in placed), dtype=np.float32)
+    joined = np.zeros((*rows, max(start + s.shape[-1] for start, s in placed)), dtype=np.float32)
     for start, samples in placed:
-        joined[start : start + len(samples)] = samples
+        joined[..., start : start + samples.shape[-1]] = samples
     return np.clip(np.nan_to_num(joined), -1.0, 1.0)

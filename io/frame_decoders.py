@@ -17,6 +17,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 
 from talstack.io.errors import MediaError
+from talstack.io.picture_crop import PictureCrop
 from talstack.io.streams import ClipStart, PacketIndex, decoded, open_media, stamp_s, video_stream
 
 # a time this close before a frame's stamp still belongs to it: absorbs rounding of times computed elsewhere
@@ -102,9 +103,11 @@ class DecordFrames:
 class PyAVFrames:
     """Pictures by decoding from the start, skipping what cannot be decoded; holds two frames at a time."""
 
-    def __init__(self, path: Path, start: ClipStart, *, size: tuple[int, int], period_s: float) -> None:
+    def __init__(
+        self, path: Path, start: ClipStart, *, size: tuple[int, int], period_s: float, crop: PictureCrop | None = None
+    ) -> None:
         self._path, self._start, self._size, self._period_s = path, start, size, period_s
-        self._scaler = PictureScaler(size, start.quarter_turns)
+        self._scaler = PictureScaler(size, start.quarter_turns, crop=crop)
         self._container: Any = None
         self._restart()
 
@@ -162,10 +165,10 @@ class PyAVFrames:
 
 
 class PictureScaler:
-    """Turns decoded frames upright and scales them, with the filters that decord uses."""
+    """Turns decoded frames upright, crops and scales them, with the filters that decord uses."""
 
-    def __init__(self, size: tuple[int, int], quarter_turns: int) -> None:
-        self._size, self._quarter_turns = size, quarter_turns
+    def __init__(self, size: tuple[int, int], quarter_turns: int, *, crop: PictureCrop | None = None) -> None:
+        self._size, self._quarter_turns, self._crop = size, quarter_turns, crop
         self._graph: Any = None
         self._made_for: tuple[Any, ...] = ()
 
@@ -187,8 +190,16 @@ class PictureScaler:
         source = graph.add_buffer(
             width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
         )
-        steps = (*turns, ("scale", f"{width}:{height}"), ("format", "rgb24"))
+        steps = (*turns, *self._crop_step(frame), ("scale", f"{width}:{height}"), ("format", "rgb24"))
         nodes = [source, *(graph.add(name, arguments) for name, arguments in steps), graph.add("buffersink")]
         graph.link_nodes(*nodes)
         graph.configure()
         return graph
+
+    def _crop_step(self, frame: VideoFrame) -> tuple[tuple[str, str], ...]:
+        if self._crop is None:
+            return ()
+        upright = (frame.height, frame.width) if self._quarter_turns % 2 else (frame.width, frame.height)
+        x, y, width, height = self._crop.pixels(*upright)
+        # exact: not moved to the next pixel that has a colour of its own, which could show the other half's edge
+        return (("crop", f"w={width}:h={height}:x={x}:y={y}:exact=1"),)

@@ -15,6 +15,7 @@ import numpy as np
 from talstack.io.audio_track import Audio, read_audio
 from talstack.io.errors import InputError, MediaError
 from talstack.io.frame_decoders import EPSILON_S, DecordFrames, DecordUnusableError, PyAVFrames, load_decord
+from talstack.io.picture_crop import PictureCrop
 from talstack.io.streams import (
     PacketIndex,
     audio_stream,
@@ -102,8 +103,9 @@ class FrameReader:
     """
 
     def __init__(
-        self, path: Path, *, size: tuple[int, int] | None = None, num_threads: int = 1, use_decord: bool = True
-    ) -> None:
+        self, path: Path, *, size: tuple[int, int] | None = None, num_threads: int = 1, use_decord: bool = True,
+        crop: PictureCrop | None = None,
+    ) -> None:  # fmt: skip
         """Open the clip.
 
         Args:
@@ -111,6 +113,7 @@ class FrameReader:
             size: (height, width) to scale to; None keeps the picture's own.
             num_threads: decoding threads of decord (0: as many as there are cores). PyAV uses one.
             use_decord: False leaves everything to PyAV.
+            crop: the part of the picture to read, which is then scaled to `size`; PyAV serves, decord cannot crop.
 
         Raises:
             MediaError: it cannot be opened, has no picture, or no frame of it can be decoded.
@@ -118,13 +121,15 @@ class FrameReader:
         self._path = Path(path)
         self._start = clip_start(self._path)
         self._index: PacketIndex = index_packets(self._path, self._start)
-        self._size = size or (self._start.height, self._start.width)
+        self._crop = crop
+        _, _, width, height = (crop or PictureCrop(0, 0, 1, 1)).pixels(self._start.width, self._start.height)
+        self._size = size or (height, width)
         if min(self._size) < 1:
             raise InputError(f"{path}: size must be (height, width), both at least 1, got {size}")
         self._note: str | None = None
         self._decoder: DecordFrames | PyAVFrames | None = None
-        if not use_decord:
-            self._use_pyav("PyAV was asked for")
+        if not use_decord or crop:
+            self._use_pyav("decord cannot crop" if use_decord else "PyAV was asked for")
             return
         try:
             self._decoder = DecordFrames(self._path, self._index, size=self._size, num_threads=num_threads)
@@ -134,7 +139,7 @@ class FrameReader:
     def _use_pyav(self, reason: str) -> PyAVFrames:
         self.close()
         self._note = reason
-        decoder = PyAVFrames(self._path, self._start, size=self._size, period_s=self._index.period_s)
+        decoder = PyAVFrames(self._path, self._start, size=self._size, period_s=self._index.period_s, crop=self._crop)
         self._decoder = decoder
         return decoder
 

@@ -61,6 +61,28 @@ def test_channels_are_averaged(tmp_path, write_clip):
     assert np.abs(opposed.samples).max() < 0.01
 
 
+def test_left_and_right_on_request(tmp_path, write_clip):
+    time_s = np.arange(RATE) / RATE
+    left, right = 0.8 * np.sin(2 * np.pi * 440 * time_s), 0.2 * np.sin(2 * np.pi * 880 * time_s)
+    # with a gap, so that two runs are joined
+    path = write_clip(tmp_path / "a.mkv", sound=np.stack([left, right]), sound_starts_s=[0.0, 3.0])
+    both, mean = read_audio(path, rate=RATE, stereo=True), read_audio(path, rate=RATE)
+    assert (both.num_channels, mean.num_channels) == (2, 2)
+    assert both.samples.shape == (2, len(mean.samples)) and both.samples.dtype == np.float32
+    assert (both.start_s, both.rate) == (mean.start_s, mean.rate)
+    assert np.abs(both.samples[:, :RATE] - [left, right]).max() < 1e-3
+    assert np.abs(both.samples[:, 3 * RATE : 4 * RATE] - [left, right]).max() < 1e-3
+    assert not both.samples[:, int(1.1 * RATE) : int(2.9 * RATE)].any()
+    assert np.array_equal(both.samples.mean(axis=0, dtype=np.float32), mean.samples)
+
+
+def test_one_channel_fills_both_rows_and_says_so(tmp_path, write_clip):
+    path = write_clip(tmp_path / "a.mkv", sound=click_at(0.5))
+    both, mean = read_audio(path, rate=RATE, stereo=True), read_audio(path, rate=RATE)
+    assert both.num_channels == mean.num_channels == 1
+    assert np.array_equal(both.samples, np.stack([mean.samples, mean.samples]))
+
+
 def test_damaged_packets_leave_the_rest_in_place(tmp_path, write_clip):
     path = write_clip(tmp_path / "a.mp4", num_frames=150, sound=click_at(0.5, 4.25, length_s=5.0))
     with av.open(str(path)) as container:
