@@ -38,6 +38,7 @@ class TSMBackbone(nn.Module):
     Attributes:
         num_frames: T.
         feature_dim: D.
+        modality: what its frames are: "rgb", or "rgbdiff" for stacked differences (`talstack.extract.motion`).
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class TSMBackbone(nn.Module):
         fold_div: int = 8, dropout: float = 0.5, imagenet: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.num_frames = num_frames
+        self.num_frames, self.modality = num_frames, "rgb"
         self.net = _build_resnet(arch, imagenet=imagenet)
         self.feature_dim = int(self.net.fc.in_features)
         self.net.fc = nn.Identity()

@@ -52,12 +52,39 @@ class FinetuneConfig:
 class ExtractConfig:
     """Extraction of every (recording, view, modality) into the feature store."""
 
-    modalities: tuple[str, ...] = setting((), "rgb, audio and names of external features; empty = all there are")
+    modalities: tuple[str, ...] = setting(
+        (), "rgb, rgbdiff, audio and names of external features; empty = all there are but rgbdiff"
+    )
     views: tuple[str, ...] = setting((), "views to extract; empty = all")
+    panoramic: tuple[str, ...] = setting(("panoramic",), "views that are equirectangular panoramas")
+    cameras: int = setting(0, "perspective views cut from every panorama, evenly around the horizon; 0 = none")
+    camera_fov_deg: float = setting(90.0, "their horizontal field of view, degrees")
+    camera_pitch_deg: float = setting(0.0, "how far they look up, degrees")
+    camera_pool: bool = setting(False, "one view with the mean of all cameras' features instead of one view each")
+    binocular: tuple[str, ...] = setting(("binocular",), "views with two lenses side by side")
+    split_lenses: bool = setting(False, "left and right lens as views of their own, fisheye circles cut to a square")
     init: Literal["imagenet", "random"] = setting(
         "imagenet", "weights where no fine-tuned backbone is given (no temporal shift then)"
     )
     init_arch: Literal["resnet18_narrow", "resnet18", "resnet50"] = setting("resnet50", "its architecture")
-    batch_segments: int = setting(16, "segments per forward pass; bounds memory")
+    runtime: Literal["auto", "onnxruntime", "openvino", "folded", "compile", "eager"] = setting(
+        "auto", "what computes the features on a CPU; auto = the fastest here, measured once per machine"
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = setting(
+        "float32", "of the backbone's arithmetic on a GPU; 16 bits are faster and move the features (other shards)"
+    )
+    fast_decoding: bool = setting(
+        False, "let a neighbouring frame stand for one that is costly to decode, up to half a sampling period away"
+    )
+    batch_segments: int = setting(8, "segments per forward pass; bounds memory")
     audio_rate: int = setting(16000, "sample rate of the sound, Hz")
     audio_mels: int = setting(64, "mel bands")
+
+    def __post_init__(self) -> None:
+        if self.cameras < 0 or not 0 < self.camera_fov_deg < 180 or abs(self.camera_pitch_deg) > 90:
+            raise ConfigError(
+                "extract: cameras must be >= 0, camera_fov_deg in (0, 180) and camera_pitch_deg in [-90, 90], got "
+                f"{self.cameras}, {self.camera_fov_deg}, {self.camera_pitch_deg}"
+            )
+        if self.batch_segments < 1:
+            raise ConfigError(f"extract: batch_segments must be at least 1, got {self.batch_segments}")

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from talstack.extract.backbone import PIXEL_MEAN, PIXEL_STD, TSMBackbone
 from talstack.extract.folding import Convolution, Step, fold_network
+from talstack.extract.rgbdiff import NUM_CHANNELS, NUM_DIFFERENCES, NUM_FRAMES
 from talstack.io.errors import ModelError
 
 OPSET = 17
@@ -28,14 +29,16 @@ Range: TypeAlias = tuple[int, int] | None  # channels [first, past); None: all o
 def export_onnx(model: TSMBackbone, frame_size: int) -> bytes:
     """Return the serialised graph of a model in evaluation mode.
 
-    Input `pixels` (B, T, frame_size, frame_size, 3) uint8 RGB; outputs as `BackboneOutput` has them, float32.
+    Input `pixels` (B, T, frame_size, frame_size, 3) uint8 RGB, for rgbdiff (B, T, 6, ...); outputs as `BackboneOutput`
+    has them, float32.
 
     Raises:
         ModelError: an operation that cannot be expressed.
     """
-    graph = _Graph(fold_network(model.net), model.num_frames)
+    graph = _Graph(fold_network(model.net), model, frame_size)
     graph.write_outputs(model)
-    shape = ("B", model.num_frames, frame_size, frame_size, 3)
+    moments = (model.num_frames, NUM_FRAMES) if model.modality == "rgbdiff" else (model.num_frames,)
+    shape = ("B", *moments, frame_size, frame_size, 3)
     widths = (model.feature_dim, model.action.out_features, model.scene.out_features)
     made = helper.make_graph(
         graph.nodes,
@@ -55,10 +58,11 @@ def export_onnx(model: TSMBackbone, frame_size: int) -> bytes:
 class _Graph:
     """Writes the steps' outputs on request, one frame and one range of channels at a time, each only once."""
 
-    def __init__(self, steps: Sequence[Step], num_frames: int) -> None:
+    def __init__(self, steps: Sequence[Step], model: TSMBackbone, frame_size: int) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
-        self._steps, self._num_frames = steps, num_frames
+        self._steps, self._num_frames, self._size = steps, model.num_frames, frame_size
+        self._picture = self._stacked_differences if model.modality == "rgbdiff" else self._standardised
         self._ranges = _channel_ranges(steps)
         self._written: dict[tuple[int, int, Range], str] = {}
 
@@ -107,14 +111,33 @@ class _Graph:
             return self._node("Clip", [*inputs, *limits])
         return self._node({"relu": "Relu", "add": "Add", "mean": "GlobalAveragePool"}[step.kind], inputs)
 
-    def _picture(self, frame: int) -> str:
-        """Write one frame, standardised: (B, 3, H, W) float32."""
+    def _standardised(self, frame: int) -> str:
+        """Write one frame, standardised: (B, 3, H, W) float32; see `talstack.extract.backbone.normalise`."""
         index = self._constant(f"frame_{frame}", lambda: np.array(frame, dtype=np.int64))
         picture = self._node("Transpose", [self._node("Gather", [INPUT, index], axis=1)], perm=[0, 3, 1, 2])
         picture = self._node("Cast", [picture], to=TensorProto.FLOAT)
         mean, std = (np.array(v, dtype=np.float32)[:, None, None] * 255 for v in (PIXEL_MEAN, PIXEL_STD))
         scaled = self._node("Mul", [picture, self._constant("pixel_scale", lambda: 1 / std)])
         return self._node("Add", [scaled, self._constant("pixel_offset", lambda: -mean / std)])
+
+    def _stacked_differences(self, frame: int) -> str:
+        """Write one moment's differences: (B, 15, H, W) float32; see `talstack.extract.motion.differences`."""
+        index = self._constant(f"frame_{frame}", lambda: np.array(frame, dtype=np.int64))
+        frames = self._node("Transpose", [self._node("Gather", [INPUT, index], axis=1)], perm=[0, 1, 4, 2, 3])
+        frames = self._node("Cast", [frames], to=TensorProto.FLOAT)
+        axis = self._constant("axis", lambda: np.array([1], dtype=np.int64))
+        later, earlier = (
+            self._node(
+                "Slice", [frames, *(self._constant(f"at_{at}", lambda at=at: np.array([at])) for at in ends), axis]
+            )
+            for ends in ((1, NUM_FRAMES), (0, NUM_DIFFERENCES))
+        )
+        steps = self._node("Sub", [later, earlier])
+        shape = self._constant("stacked", lambda: np.array([0, NUM_CHANNELS, self._size, self._size], dtype=np.int64))
+        std = np.array(PIXEL_STD, dtype=np.float32)[:, None, None] * 255
+        return self._node(
+            "Reshape", [self._node("Mul", [steps, self._constant("pixel_scale", lambda: 1 / std)]), shape]
+        )
 
     def _convolved(self, place: int, frame: int, channels: Range) -> str:
         """Write a convolution: the sum over the groups of its input that are separate tensors."""

@@ -3,16 +3,12 @@
 After Wang et al., Temporal Segment Networks, ECCV 2016: around each of a segment's T moments six frames are taken, a
 fixed time apart, and their five differences are stacked as 15 input channels. The third of the six is the moment's own
 frame, the one that rgb uses, so frames are decoded once for both. The spacing is in seconds, so that the same motion
-gives the same differences at any frame rate.
+gives the same differences at any frame rate. Here are the times (no torch); what becomes of the pixels is in
+`talstack.extract.motion`.
 """
 
-import copy
-
 import numpy as np
-import torch
-from torch import nn
 
-from talstack.extract.backbone import PIXEL_STD
 from talstack.io.errors import InputError
 
 NUM_DIFFERENCES = 5
@@ -51,48 +47,3 @@ def reading_order(times_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     ascending, index = np.unique(times_s, return_inverse=True)
     return ascending, index.reshape(times_s.shape)
-
-
-def differences(pixels: torch.Tensor) -> torch.Tensor:
-    """Return the stacked differences, (n, T, 15, H, W) float32, of frames standardised as the backbone expects.
-
-    Channel 3 k + c is colour c of frame k + 1 minus frame k. The mean falls out; what is left is divided by the
-    colours' standard deviation.
-
-    Args:
-        pixels: (n, T, 6, H, W, 3) uint8 RGB.
-
-    Raises:
-        InputError: another shape or type.
-    """
-    if pixels.ndim != 6 or pixels.shape[2] != NUM_FRAMES or pixels.shape[-1] != 3 or pixels.dtype != torch.uint8:
-        raise InputError(
-            f"rgbdiff: pixels must be (n, T, {NUM_FRAMES}, H, W, 3) uint8, got {tuple(pixels.shape)} {pixels.dtype}"
-        )
-    frames = pixels.to(torch.int16)
-    # 16 bits hold a difference exactly, and a constant video gives exact zeros
-    steps = (frames[:, :, 1:] - frames[:, :, :-1]).movedim(-1, 3).flatten(2, 3).float()
-    std = torch.tensor(PIXEL_STD, device=pixels.device).repeat(NUM_DIFFERENCES) * 255
-    return steps / std[:, None, None]
-
-
-def adapt_first_conv(conv: nn.Conv2d, num_channels: int = NUM_CHANNELS) -> nn.Conv2d:
-    """Return a convolution over `num_channels` inputs that starts from one over RGB.
-
-    Cross-modality initialisation (section 3.2 of the paper): the weights are averaged over the three colours, and the
-    average stands at every new channel, unscaled; the rest of the layer is the same.
-
-    Raises:
-        InputError: the layer does not take three ungrouped channels, or `num_channels` is below 1.
-    """
-    if conv.in_channels != 3 or conv.groups != 1:
-        raise InputError(
-            f"first convolution: expected 3 input channels in one group, got {conv.in_channels} in {conv.groups}"
-        )
-    if num_channels < 1:
-        raise InputError(f"first convolution: expected at least 1 new input channel, got {num_channels}")
-    adapted = copy.deepcopy(conv)
-    adapted.in_channels = num_channels
-    mean = conv.weight.detach().mean(dim=1, keepdim=True)
-    adapted.weight = nn.Parameter(mean.repeat(1, num_channels, 1, 1))
-    return adapted

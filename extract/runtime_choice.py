@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from talstack.extract.backbone import TSMBackbone
+from talstack.extract.rgbdiff import NUM_FRAMES
 from talstack.extract.runtimes import (
     TOLERANCE,
     Computed,
@@ -72,7 +73,7 @@ def choose_runtime(model: TSMBackbone, *, frame_size: int, threads: int, cache: 
 
 def measure_runtimes(model: TSMBackbone, names: Sequence[str], *, frame_size: int, threads: int) -> Choice:
     """Return the fastest of the named runtimes, timed in turn on one random segment after one run to warm up."""
-    pixels = random_pixels(model.num_frames, frame_size)
+    pixels = random_pixels(model, frame_size)
     reference = EagerRuntime(model).run(pixels)
     built: dict[str, Runtime] = {}
     rejected: dict[str, str] = {}
@@ -101,9 +102,10 @@ def check_agreement(runtime: Runtime, found: Computed, reference: Computed) -> N
         raise ModelError(f"{runtime.name}: features differ from the module's by {apart:.2g} (at most {TOLERANCE:g})")
 
 
-def random_pixels(num_frames: int, frame_size: int) -> np.ndarray:
-    """Return one random segment, (1, T, frame_size, frame_size, 3) uint8, always the same."""
-    return np.random.default_rng(0).integers(0, 256, (1, num_frames, frame_size, frame_size, 3), dtype=np.uint8)
+def random_pixels(model: TSMBackbone, frame_size: int) -> np.ndarray:
+    """Return one random segment as the model's runtimes take it, uint8, always the same."""
+    moments = (model.num_frames, NUM_FRAMES) if model.modality == "rgbdiff" else (model.num_frames,)
+    return np.random.default_rng(0).integers(0, 256, (1, *moments, frame_size, frame_size, 3), dtype=np.uint8)
 
 
 def cache_file() -> Path:

@@ -6,7 +6,8 @@
     onnxruntime  ONNX Runtime (CPU)
     openvino     OpenVINO (CPU; `pip install 'talstack[openvino]'`)
 
-All are made from the module that was trained and agree with it within `TOLERANCE`; which one is fastest depends on the
+They take uint8 pixels, (B, T, H, W, 3) for rgb and (B, T, 6, H, W, 3) for rgbdiff, and do the rest themselves. All are
+made from the module that was trained and agree with it within `TOLERANCE`; which one is fastest depends on the
 machine (`talstack.extract.runtime_choice`).
 """
 
@@ -22,6 +23,7 @@ import torch
 from talstack.extract.backbone import TSMBackbone, normalise
 from talstack.extract.folded_steps import fuse_steps, run_steps
 from talstack.extract.folding import fold_network
+from talstack.extract.motion import differences
 from talstack.extract.onnx_graph import INPUT, OUTPUTS, export_onnx
 from talstack.io.errors import ConfigError
 
@@ -43,25 +45,28 @@ class Runtime(Protocol):
     name: str
 
     def run(self, pixels: np.ndarray) -> Computed:
-        """Return the features of (B, T, H, W, 3) uint8 RGB pixels."""
+        """Return the features of the pixels of B segments."""
         ...
 
 
 class EagerRuntime:
     """The module as it is, on any device."""
 
-    def __init__(self, model: TSMBackbone, device: torch.device | None = None) -> None:
-        self.name = f"torch eager {version('torch').split('+')[0]}"
+    def __init__(self, model: TSMBackbone, device: torch.device | None = None, *, precision: str = "float32") -> None:
+        self.name = f"torch eager {version('torch').split('+')[0]} {precision}"
         self._device = device or torch.device("cpu")
+        self._precision = getattr(torch, precision)
         # TF32 would move features by 1e-3; without it a GPU's agree with a CPU's, and one store may hold both
         torch.backends.cudnn.allow_tf32 = False
         self._model = model.to(self._device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def run(self, pixels: np.ndarray) -> Computed:
-        """Return the features of (B, T, H, W, 3) uint8 RGB pixels."""
+        """Return the features of the pixels of B segments."""
         moved = torch.from_numpy(pixels).to(self._device)  # uint8 travels, floats are made there
-        return Computed(*(tensor.cpu().numpy() for tensor in self._model(normalise(moved))))
+        with torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32):
+            found = self._model(_frames(self._model, moved))
+        return Computed(*(tensor.float().cpu().numpy() for tensor in found))
 
 
 class FoldedRuntime:
@@ -74,8 +79,10 @@ class FoldedRuntime:
 
     @torch.inference_mode()
     def run(self, pixels: np.ndarray) -> Computed:
-        """Return the features of (B, T, H, W, 3) uint8 RGB pixels."""
-        frames = normalise(torch.from_numpy(pixels)).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        """Return the features of the pixels of B segments."""
+        frames = (
+            _frames(self._model, torch.from_numpy(pixels)).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        )
         num_frames = self._model.num_frames
         features = run_steps(self._steps, frames, num_frames=num_frames).unflatten(0, (-1, num_frames)).mean(dim=1)
         heads = (self._model.action(features), self._model.scene(features))
@@ -90,12 +97,13 @@ class CompiledRuntime:
 
         self.name = f"torch compile {version('torch').split('+')[0]}"
         inductor.freezing = True
+        self._model = model
         self._compiled = torch.compile(model.to(memory_format=torch.channels_last), dynamic=False)
 
     @torch.no_grad()  # freezing wants it; inference mode would switch it off
     def run(self, pixels: np.ndarray) -> Computed:
-        """Return the features of (B, T, H, W, 3) uint8 RGB pixels."""
-        return Computed(*(tensor.numpy() for tensor in self._compiled(normalise(torch.from_numpy(pixels)))))
+        """Return the features of the pixels of B segments."""
+        return Computed(*(tensor.numpy() for tensor in self._compiled(_frames(self._model, torch.from_numpy(pixels)))))
 
 
 class OnnxRuntime:
@@ -114,7 +122,7 @@ class OnnxRuntime:
         self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def run(self, pixels: np.ndarray) -> Computed:
-        """Return the features of (B, T, H, W, 3) uint8 RGB pixels."""
+        """Return the features of the pixels of B segments."""
         return Computed(*self._session.run(list(OUTPUTS), {INPUT: np.ascontiguousarray(pixels)}))
 
 
@@ -130,9 +138,14 @@ class OpenVinoRuntime:
         self._compiled = openvino.compile_model(graph, "CPU", settings)
 
     def run(self, pixels: np.ndarray) -> Computed:
-        """Return the features of (B, T, H, W, 3) uint8 RGB pixels."""
+        """Return the features of the pixels of B segments."""
         found = self._compiled({INPUT: np.ascontiguousarray(pixels)})
         return Computed(*(np.array(found[name]) for name in OUTPUTS))
+
+
+def _frames(model: TSMBackbone, pixels: torch.Tensor) -> torch.Tensor:
+    """Return what the module takes, (B, T, C, H, W) float32, of uint8 pixels."""
+    return differences(pixels) if model.modality == "rgbdiff" else normalise(pixels)
 
 
 def build_runtime(name: str, model: TSMBackbone, *, frame_size: int, threads: int) -> Runtime:

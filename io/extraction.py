@@ -3,7 +3,7 @@
 `talstack extract` writes one record per extraction; stage two finds its features through it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from talstack.io.grid import SegmentGrid
 from talstack.io.manifest import Manifest
 from talstack.io.shard import EXTERNAL_VIEW, Shard, ShardKey
 from talstack.io.store import ClipHashes, FeatureStore
+from talstack.io.view_names import split_view
+
+PICTURES = ("rgb", "rgbdiff")  # kinds of recipes that are made from pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,8 @@ class Extraction:
         recipes: settings by modality; a modality of an external feature file has its own name.
         views: the cameras taken.
         seen: recordings that the backbone was fine-tuned on; their features are optimistic.
+        derived: views cut from another one's picture, {name: what the recipes of rgb and rgbdiff say of it besides};
+            see `talstack.io.view_names`.
         imported: sources of the features that `talstack cache import` brought in, by modality, view and recording.
             The data folder does not know them; their recipes stand among the others.
     """
@@ -37,6 +42,7 @@ class Extraction:
     recipes: Mapping[str, Mapping[str, Any]]
     views: tuple[str, ...]
     seen: tuple[str, ...] = ()
+    derived: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     imported: Mapping[str, Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]] = field(default_factory=dict)
 
     def save(self, store_root: Path) -> None:
@@ -86,23 +92,14 @@ def shard_keys(manifest: Manifest, extraction: Extraction, hashes: ClipHashes) -
     for (recording, view), clips in manifest.clips.sort("recording", "view", "clip").group_by(
         ["recording", "view"], maintain_order=True
     ):
-        if view not in extraction.views:
-            continue
-        for modality, recipe in extraction.recipes.items():
-            if recipe["kind"] == "external" or (recipe["kind"] == "audio" and not _may_have_audio(clips)):
-                continue
-            sources = _clip_sources(manifest, clips, hashes)
+        sources: tuple[dict[str, Any], ...] | None = None
+        for name, modality, recipe in _recipes_of_view(extraction, str(view), clips):
+            sources = sources or _clip_sources(manifest, clips, hashes)
             keys.append(
                 ShardKey(
-                    str(recording),
-                    str(view),
-                    modality,
-                    recipe,
-                    sources,
-                    durations[recording],
-                    extraction.segment_s,
+                    str(recording), name, modality, recipe, sources, durations[recording], extraction.segment_s
                 )
-            )
+            )  # fmt: skip
     for row in manifest.features.sort("recording", "modality").iter_rows(named=True):
         if row["modality"] in extraction.recipes:
             path = manifest.media_path(row["path"])
@@ -114,6 +111,20 @@ def shard_keys(manifest: Manifest, extraction: Extraction, hashes: ClipHashes) -
                 )
             )  # fmt: skip
     return keys + _imported_keys(extraction, durations)
+
+
+def _recipes_of_view(
+    extraction: Extraction, view: str, clips: pl.DataFrame
+) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Yield (view, modality, recipe) of everything that is made from one view's clips, pieces of its picture too."""
+    own = [view] if view in extraction.views else []
+    pieces = [name for name in extraction.derived if split_view(name)[0] == view]
+    for modality, recipe in extraction.recipes.items():
+        if recipe["kind"] == "audio" and _may_have_audio(clips):
+            yield from ((name, modality, recipe) for name in own)
+        if recipe["kind"] in PICTURES:
+            yield from ((name, modality, recipe) for name in own)
+            yield from ((name, modality, {**recipe, **extraction.derived[name]}) for name in pieces)
 
 
 def _imported_keys(extraction: Extraction, durations: Mapping[str, float]) -> list[ShardKey]:

@@ -9,12 +9,11 @@ from torch import nn
 
 from talstack.extract.backbone import PIXEL_STD, normalise
 from talstack.extract.layout import ClipSegments
+from talstack.extract.motion import adapt_first_conv, differences
 from talstack.extract.rgbdiff import (
     NUM_FRAMES,
     OWN_FRAME,
-    adapt_first_conv,
     difference_times_s,
-    differences,
     reading_order,
 )
 from talstack.io.errors import InputError

@@ -1,5 +1,7 @@
 """Every runtime against the module it was made from."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,8 @@ from torch import nn
 from talstack.extract import folded_steps
 from talstack.extract.backbone import TSMBackbone
 from talstack.extract.folding import fold_network
+from talstack.extract.motion import differences, motion_backbone
+from talstack.extract.rgbdiff import NUM_FRAMES
 from talstack.extract.runtime_choice import Choice, check_agreement, choose_runtime, measure_runtimes
 from talstack.extract.runtimes import (
     TOLERANCE,
@@ -78,6 +82,17 @@ def test_a_deep_network_shifts_every_second_block() -> None:
     for name in ("folded", "onnxruntime"):
         found = build_runtime(name, model, frame_size=SIZE, threads=1).run(make_pixels())
         check_agreement(build_runtime(name, model, frame_size=SIZE, threads=1), found, reference)
+
+
+@pytest.mark.parametrize("name", ["folded", "onnxruntime"])
+def test_stacked_differences_go_in_as_well(name: str) -> None:
+    model = motion_backbone(make_model())
+    shape = (2, FRAMES, NUM_FRAMES, SIZE, SIZE, 3)
+    pixels = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+    reference = model(differences(torch.from_numpy(pixels))).features.detach().numpy()
+    found = build_runtime(name, model, frame_size=SIZE, threads=1).run(pixels).features
+    np.testing.assert_allclose(found, reference, atol=TOLERANCE * np.abs(reference).max())
+    assert choose_runtime(model, frame_size=SIZE, threads=1, cache=Path("/dev/null/none")).rejected == {}
 
 
 @pytest.mark.parametrize("name", ["folded", "onnxruntime"])
