@@ -1,61 +1,141 @@
-"""Frames of segments, in chunks that bound memory, decoded ahead of their use."""
+"""Pictures of segments for several shards at once, in chunks that bound memory, decoded ahead of their use.
+
+Every clip is read once, forwards, and every frame decoded once, whatever number of shards needs it.
+"""
 
 import queue
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from talstack.extract.layout import ViewLayout
-from talstack.io.media import FrameReader
+from talstack.extract.derived_views import Piece
+from talstack.extract.layout import ClipSegments, ViewLayout
+from talstack.extract.pieces import ClipPiece, open_piece
+from talstack.extract.rgbdiff import difference_times_s
+from talstack.io.media import FrameReader, Pictures
+
+
+@dataclass(frozen=True, slots=True)
+class PictureTask:
+    """What one shard needs of every segment.
+
+    Attributes:
+        num_frames: T moments, at the middles of T equal parts.
+        frame_size: width and height of the pictures, pixels.
+        motion: six frames around each moment instead of one (`talstack.extract.rgbdiff`).
+        piece: which piece of the picture.
+    """
+
+    num_frames: int
+    frame_size: int
+    motion: bool = False
+    piece: Piece = Piece()
+
+    def times_s(self, clip: ClipSegments, segment_s: float) -> np.ndarray:
+        """Return the times of the frames on the clip's clock, (n, T) or (n, T, 6) float64 seconds."""
+        times_s = clip.sample_times_s(self.num_frames, segment_s)
+        return difference_times_s(times_s, end_s=clip.end_s) if self.motion else times_s
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FrameChunk:
-    """Frames of some segments of a view.
+    """Pictures of n segments of a view.
 
     Attributes:
         rows: (n,) int64 rows of the view's arrays.
-        pixels: (n, F, H, W, 3) uint8 RGB.
-        valid: (n,) bool; False where a frame of the segment could not be decoded.
-        note: why the reader fell back or lost frames, or None.
+        pixels: per task, per camera: (n, T, S, S, 3) or (n, T, 6, S, S, 3) uint8 RGB.
+        valid: per task (n,) bool; False where a frame of the segment is missing or was concealed.
+        notes: per task, what is wrong with frames or was found out about the clip.
+        decode_s: processor time that reading them took, seconds.
     """
 
     rows: np.ndarray
-    pixels: np.ndarray
-    valid: np.ndarray
-    note: str | None
+    pixels: tuple[list[np.ndarray], ...]
+    valid: tuple[np.ndarray, ...]
+    notes: tuple[tuple[str, ...], ...]
+    decode_s: float = field(default=0.0)
 
 
 def read_segments(
-    layout: ViewLayout, *, num_frames: int, frame_size: int, segment_s: float, chunk: int
+    layout: ViewLayout, tasks: Sequence[PictureTask], *, segment_s: float, chunk: int, fast: bool = False
 ) -> Iterator[FrameChunk]:
-    """Yield the frames of every segment of the layout, `chunk` segments at a time, in order.
+    """Yield the pictures of every segment of the layout, `chunk` segments at a time, in order.
 
-    Every clip is opened once and read forwards.
+    Args:
+        layout: where the segments lie in the clips.
+        tasks: what to draw.
+        segment_s: length of a segment, seconds.
+        chunk: segments that are held at once.
+        fast: let neighbouring frames stand for costly ones, up to half a sampling period away; see FrameReader.
 
     Raises:
         MediaError: a clip gives no frames.
     """
+    fast_within_s = segment_s / max(task.num_frames for task in tasks) / 2 if fast else None
     for clip in layout.clips:
-        times_s = clip.sample_times_s(num_frames, segment_s)
-        if not len(times_s):
+        if not len(clip.rows):
             continue
-        with FrameReader(clip.path, size=(frame_size, frame_size)) as reader:
-            for start in range(0, len(times_s), chunk):
-                wanted = times_s[start : start + chunk]
-                frames = reader.frames_at(wanted.reshape(-1))
-                shape = (len(wanted), num_frames, frame_size, frame_size, 3)
-                valid = np.asarray(frames.valid.reshape(len(wanted), num_frames).all(axis=1))
-                rows = clip.rows[start : start + chunk]
-                yield FrameChunk(rows, frames.pixels.reshape(shape), valid, reader.note)
+        started = time.thread_time()
+        pieces = [
+            open_piece(task.piece, clip.path, frame_size=task.frame_size, picture=clip.picture, end_s=clip.end_s)
+            for task in tasks
+        ]
+        drawings = list(dict.fromkeys(piece.drawing for piece in pieces))
+        times_s = [task.times_s(clip, segment_s) for task in tasks]
+        with FrameReader(clip.path, drawings=drawings, fast_within_s=fast_within_s) as reader:
+            for start in range(0, len(clip.rows), chunk):
+                part = slice(start, start + chunk)
+                made = _read_part(reader, drawings, pieces, [times[part] for times in times_s])
+                spent_s, started = time.thread_time() - started, time.thread_time()
+                yield FrameChunk(clip.rows[part], *made, spent_s)
 
 
-def read_ahead(chunks: Iterator[FrameChunk], *, depth: int = 2) -> Iterator[FrameChunk]:
+def _read_part(
+    reader: FrameReader, drawings: list, pieces: list[ClipPiece], times_s: list[np.ndarray]
+) -> tuple[tuple[list[np.ndarray], ...], tuple[np.ndarray, ...], tuple[tuple[str, ...], ...]]:
+    """Return pixels, validity and notes of a few segments, per task."""
+    moments = np.unique(np.concatenate([times.ravel() for times in times_s]))
+    places = [np.searchsorted(moments, times) for times in times_s]
+    wanted = np.zeros((len(moments), len(drawings)), dtype=bool)
+    for piece, place in zip(pieces, places, strict=True):
+        wanted[place, drawings.index(piece.drawing)] = True
+    found = reader.pictures_at(moments, wanted)
+    pixels, valid, notes = [], [], []
+    for piece, place in zip(pieces, places, strict=True):
+        column = drawings.index(piece.drawing)
+        row = np.cumsum(wanted[:, column]) - 1  # only the wanted moments have a picture
+        views = [view[row[place]] for view in piece.views(found.pixels[column])]
+        whole = (found.valid & ~found.concealed)[place]
+        pixels.append(views)
+        valid.append(np.asarray(whole.reshape(len(place), -1).all(axis=1)))
+        damage = _damage(reader.note, found, np.unique(place), moments)
+        notes.append(tuple(note for note in (piece.note, damage) if note))
+    return tuple(pixels), tuple(valid), tuple(notes)
+
+
+def _damage(note: str | None, found: Pictures, used: np.ndarray, moments: np.ndarray) -> str | None:
+    parts = [note] if note else []
+    for what, are in (("not decoded", ~found.valid[used]), ("concealed by the decoder", found.concealed[used])):
+        if are.any():
+            first_s, last_s = moments[used][are][[0, -1]]
+            parts.append(f"{are.sum()} of {len(are)} frames {what} at {first_s:.1f}-{last_s:.1f} s")
+    return "; ".join(parts) or None
+
+
+def read_ahead(
+    chunks: Iterator[FrameChunk], *, depth: int = 2, beat: Callable[[], None] = lambda: None
+) -> Iterator[FrameChunk]:
     """Yield the chunks while a thread decodes the next ones; at most `depth` wait in memory.
 
     An exception of the reading thread is raised here; leaving the loop early stops the thread.
+
+    Args:
+        chunks: what to read.
+        depth: how many may wait.
+        beat: called whenever a chunk has arrived or been used, as a sign of life.
     """
     waiting: queue.Queue[FrameChunk | BaseException | None] = queue.Queue(maxsize=depth)
     stop = threading.Event()
@@ -84,7 +164,9 @@ def read_ahead(chunks: Iterator[FrameChunk], *, depth: int = 2) -> Iterator[Fram
         while (item := waiting.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
+            beat()
             yield item
+            beat()
     finally:
         stop.set()
         thread.join()

@@ -26,12 +26,14 @@ class ClipSegments:
         start_s: (n,) float64 start of each segment on the clip's clock, seconds; may lie up to half a segment
             before the clip's first frame.
         end_s: the last time on the clip's clock that has a frame of its own, seconds.
+        picture: height and width of its pictures, pixels; zeros without picture.
     """
 
     path: Path
     rows: np.ndarray
     start_s: np.ndarray
     end_s: float
+    picture: tuple[int, int] = (0, 0)
 
     def sample_times_s(self, num_frames: int, segment_s: float) -> np.ndarray:
         """Return (n, F) float64 times on the clip's clock, at the middles of F equal parts, kept within the clip."""
@@ -57,6 +59,17 @@ class ViewLayout:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A clip that can be read: what the manifest and the file say of it, seconds and pixels."""
+
+    path: Path
+    offset_s: float | None
+    duration_s: float
+    last_s: float
+    picture: tuple[int, int]
+
+
 def lay_out_view(manifest: Manifest, recording: str, view: str, *, segment_s: float) -> ViewLayout:
     """Return the layout of one view of a recording.
 
@@ -73,33 +86,34 @@ def lay_out_view(manifest: Manifest, recording: str, view: str, *, segment_s: fl
             notes.append(str(error))
             continue
         last_s = max(0.0, info.duration_s - 1.0 / info.fps) if info.fps > 0 else info.duration_s
-        opened.append((path, row["offset_s"], info.duration_s, last_s))
+        opened.append(_Opened(path, row["offset_s"], info.duration_s, last_s, (info.height, info.width)))
     if not opened:
         raise MediaError(f"{recording} {view}: no clip can be read: {'; '.join(notes) or 'no clips'}")
-    placed = [clip for clip in opened if clip[1] is not None]
+    placed = [clip for clip in opened if clip.offset_s is not None]
     if not placed:
         return _own_clocks(opened, segment_s, notes)
-    notes += [f"{clip[0].name}: offset unknown, left out beside aligned clips" for clip in opened if clip[1] is None]
+    lost = [clip.path.name for clip in opened if clip.offset_s is None]
+    notes += [f"{name}: offset unknown, left out beside aligned clips" for name in lost]
     grid = SegmentGrid(manifest.duration_s(recording), segment_s)
-    clips = [_on_grid(grid, *clip) for clip in placed]
+    clips = [_on_grid(grid, clip) for clip in placed]
     return ViewLayout(grid.centres_s, True, tuple(clips), tuple(notes))
 
 
-def _on_grid(grid: SegmentGrid, path: Path, offset_s: float, duration_s: float, last_s: float) -> ClipSegments:
-    covered_s = grid.coverage(np.array([[offset_s, offset_s + duration_s]]))[0] * grid.segment_s
+def _on_grid(grid: SegmentGrid, clip: _Opened) -> ClipSegments:
+    offset_s = clip.offset_s or 0.0
+    covered_s = grid.coverage(np.array([[offset_s, offset_s + clip.duration_s]]))[0] * grid.segment_s
     inside_s = np.minimum(grid.edges_s[:, 1], grid.duration_s) - grid.edges_s[:, 0]
     # half of what the recording has of the segment is enough, so a recording shorter than L keeps its one row
     rows = np.flatnonzero(covered_s >= 0.5 * inside_s - 1e-6)
-    return ClipSegments(path, rows, grid.edges_s[rows, 0] - offset_s, last_s)
+    return ClipSegments(clip.path, rows, grid.edges_s[rows, 0] - offset_s, clip.last_s, clip.picture)
 
 
-def _own_clocks(
-    opened: list[tuple[Path, float | None, float, float]], segment_s: float, notes: list[str]
-) -> ViewLayout:
+def _own_clocks(opened: list[_Opened], segment_s: float, notes: list[str]) -> ViewLayout:
     clips, times, start = [], [], 0
-    for path, _, duration_s, last_s in opened:
-        grid = SegmentGrid(max(duration_s, 1e-3), segment_s)
-        clips.append(ClipSegments(path, np.arange(start, start + len(grid)), grid.edges_s[:, 0], last_s))
+    for clip in opened:
+        grid = SegmentGrid(max(clip.duration_s, 1e-3), segment_s)
+        rows = np.arange(start, start + len(grid))
+        clips.append(ClipSegments(clip.path, rows, grid.edges_s[:, 0], clip.last_s, clip.picture))
         times.append(grid.centres_s)
         start += len(grid)
     return ViewLayout(np.concatenate(times), False, tuple(clips), (*notes, "clip offsets unknown: own clocks"))

@@ -47,3 +47,20 @@ class PictureCrop:
 def _whole(start: float, length: float, total: int) -> tuple[int, int]:
     first = min(max(round(start * total), 0), total - 1)
     return first, max(1, min(round((start + length) * total), total) - first)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """What to draw of a decoded frame.
+
+    Attributes:
+        size: (height, width) to scale to, pixels.
+        crop: the part of the picture that is drawn; None: all of it.
+    """
+
+    size: tuple[int, int]
+    crop: PictureCrop | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 1:
+            raise InputError(f"size must be (height, width), both at least 1, got {self.size}")
