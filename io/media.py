@@ -13,14 +13,16 @@ import av
 import numpy as np
 
 from talstack.io.audio_track import Audio, read_audio
+from talstack.io.damage import suspect_stamps
+from talstack.io.decord_frames import DecordFrames, DecordUnusableError, load_decord
 from talstack.io.errors import InputError, MediaError
-from talstack.io.frame_decoders import EPSILON_S, DecordFrames, DecordUnusableError, PyAVFrames, load_decord
+from talstack.io.frame_decoders import EPSILON_S, DamageError, PyAVFrames
+from talstack.io.packet_index import DAMAGED, index_clip
+from talstack.io.planned_frames import PlannedFrames
 from talstack.io.streams import (
-    PacketIndex,
     audio_stream,
     clip_start,
     frame_period_s,
-    index_packets,
     open_media,
     packets,
     stamp_s,
@@ -86,66 +88,99 @@ class Frames:
     Attributes:
         pixels: (n, H, W, 3) uint8 RGB; zero where not valid.
         valid: (n,) bool; False outside the clip and where the frame could not be decoded.
+        concealed: (n,) bool; there is a picture, but it rests on data that the decoder could not read (see
+            talstack.io.damage). Decord does not tell: False.
         times_s: (n,) float64 timestamps of the frames on the clip's clock; NaN where not valid.
     """
 
     pixels: np.ndarray
     valid: np.ndarray
+    concealed: np.ndarray
     times_s: np.ndarray
 
 
 class FrameReader:
     """Reads the frames of one clip, forwards; a context manager.
 
-    Decord serves clips whose frames can be counted safely and that are not damaged; everything else is decoded in
-    order by PyAV, which skips what cannot be decoded. Going forwards is cheap, going back makes PyAV start again.
+    As long as nothing is wrong with the clip, only what the frames asked for rest on is decoded. At the first damage
+    the clip is read again in order, with one thread, so that the pictures do not depend on their number; what cannot
+    be decoded is then skipped. Going forwards is cheap, going back starts again.
     """
 
     def __init__(
-        self, path: Path, *, size: tuple[int, int] | None = None, num_threads: int = 1, use_decord: bool = True
+        self,
+        path: Path,
+        *,
+        size: tuple[int, int] | None = None,
+        num_threads: int = 1,
+        use_decord: bool = False,
+        fast_within_s: float | None = None,
     ) -> None:
         """Open the clip.
 
         Args:
             path: the media file.
             size: (height, width) to scale to; None keeps the picture's own.
-            num_threads: decoding threads of decord (0: as many as there are cores). PyAV uses one.
-            use_decord: False leaves everything to PyAV.
+            num_threads: decoding threads (0: as many as there are cores); pictures do not depend on them.
+            use_decord: read with decord where its way of counting frames is safe.
+            fast_within_s: None gives exactly the frames shown. A number lets another frame, up to so many seconds
+                away, stand for one that is no reference of others and so need not be decoded (with half the sampling
+                period hardly any has to be), and leaves out the codec's loop filter, in H.264 and HEVC. Pixels differ
+                a little, `times_s` are those of the frames really used. Without effect on damaged clips, on other
+                codecs, and with decord.
 
         Raises:
             MediaError: it cannot be opened, has no picture, or no frame of it can be decoded.
         """
         self._path = Path(path)
-        self._start = clip_start(self._path)
-        self._index: PacketIndex = index_packets(self._path, self._start)
+        self._start, self._index = index_clip(self._path)
         self._size = size or (self._start.height, self._start.width)
         if min(self._size) < 1:
             raise InputError(f"{path}: size must be (height, width), both at least 1, got {size}")
+        if fast_within_s is not None and not fast_within_s >= 0:
+            raise InputError(f"{path}: fast_within_s must be at least 0 seconds, got {fast_within_s}")
+        self._num_threads, self._fast_within_s = num_threads, fast_within_s
         self._note: str | None = None
+        self._suspect_s = np.empty(0)
         self._decoder: DecordFrames | PyAVFrames | None = None
-        if not use_decord:
-            self._use_pyav("PyAV was asked for")
-            return
-        try:
-            self._decoder = DecordFrames(self._path, self._index, size=self._size, num_threads=num_threads)
-        except DecordUnusableError as error:
-            self._use_pyav(str(error))
+        self._decoder = self._open_decord() if use_decord else self._open_pyav()
 
-    def _use_pyav(self, reason: str) -> PyAVFrames:
-        self.close()
-        self._note = reason
-        decoder = PyAVFrames(self._path, self._start, size=self._size, period_s=self._index.period_s)
-        self._decoder = decoder
-        return decoder
+    def _open_decord(self) -> DecordFrames | PyAVFrames:
+        try:
+            return DecordFrames(self._path, self._index, size=self._size, num_threads=self._num_threads)
+        except DecordUnusableError as error:
+            self._note = str(error)
+            return self._open_pyav()
+
+    def _open_pyav(self) -> PyAVFrames:
+        index, num_threads = self._index, self._num_threads
+        try:
+            if index.doubt == DAMAGED:
+                raise DamageError(DAMAGED)
+            if index.doubt is None:
+                return PlannedFrames(
+                    self._path, self._start, size=self._size, index=index, num_threads=num_threads,
+                    fast_within_s=self._fast_within_s,
+                )  # fmt: skip
+            return PyAVFrames(
+                self._path, self._start, size=self._size, period_s=index.period_s, strict=True, num_threads=num_threads
+            )
+        except DamageError as error:
+            return self._tolerate(str(error))
+
+    def _tolerate(self, damage: str) -> PyAVFrames:
+        self._note = damage
+        self._suspect_s = suspect_stamps(self._path, self._start, self._index)
+        return PyAVFrames(self._path, self._start, size=self._size, period_s=self._index.period_s)
 
     @property
     def name(self) -> str:
         """Which decoder serves: "decord" or "pyav"."""
-        return "pyav" if self._note else "decord"
+        return "decord" if isinstance(self._decoder, DecordFrames) else "pyav"
 
     @property
     def note(self) -> str | None:
-        """Why decord does not serve, or None."""
+        """What is damaged, or why decord does not serve although asked for, or None."""
         return self._note
 
     @property
@@ -176,7 +211,7 @@ class FrameReader:
             good = self._answers(times_s[inside], found_s)
             rows = np.flatnonzero(inside)[good]
             pixels[rows], shown_s[rows] = found[good], found_s[good]
-        return Frames(pixels, np.isfinite(shown_s), shown_s)
+        return Frames(pixels, np.isfinite(shown_s), np.isin(shown_s, self._suspect_s), shown_s)
 
     def _read(self, times_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if self._decoder is None:
@@ -184,10 +219,18 @@ class FrameReader:
         try:
             return self._decoder.read(times_s)
         except DecordUnusableError as error:
-            return self._use_pyav(str(error)).read(times_s)
+            self.close()
+            self._note = str(error)
+            self._decoder = self._open_pyav()
+        except DamageError as error:
+            self.close()
+            self._decoder = self._tolerate(str(error))
+        return self._read(times_s)
 
     def _answers(self, times_s: np.ndarray, shown_s: np.ndarray) -> np.ndarray:
         """Return whether the frame found is the one shown: no frame that should follow it was lost."""
+        if isinstance(self._decoder, PlannedFrames):
+            return np.isfinite(shown_s)
         stamps_s = self._index.stamps_s
         due = np.searchsorted(stamps_s, times_s + EPSILON_S, side="right")
         lost = due > np.searchsorted(stamps_s, np.nan_to_num(shown_s) + EPSILON_S, side="right")
