@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from talstack.extract.layout import ViewLayout
-from talstack.io.media import FrameReader
+from talstack.io.media import FrameReader, Frames
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -18,8 +18,8 @@ class FrameChunk:
     Attributes:
         rows: (n,) int64 rows of the view's arrays.
         pixels: (n, F, H, W, 3) uint8 RGB.
-        valid: (n,) bool; False where a frame of the segment could not be decoded.
-        note: why the reader fell back or lost frames, or None.
+        valid: (n,) bool; False where a frame of the segment could not be decoded, or not whole.
+        note: what is damaged, and how many frames were lost or concealed, or None.
     """
 
     rows: np.ndarray
@@ -47,9 +47,20 @@ def read_segments(
                 wanted = times_s[start : start + chunk]
                 frames = reader.frames_at(wanted.reshape(-1))
                 shape = (len(wanted), num_frames, frame_size, frame_size, 3)
-                valid = np.asarray(frames.valid.reshape(len(wanted), num_frames).all(axis=1))
+                whole = frames.valid & ~frames.concealed
+                valid = np.asarray(whole.reshape(len(wanted), num_frames).all(axis=1))
                 rows = clip.rows[start : start + chunk]
-                yield FrameChunk(rows, frames.pixels.reshape(shape), valid, reader.note)
+                note = _note(reader.note, frames, wanted.reshape(-1))
+                yield FrameChunk(rows, frames.pixels.reshape(shape), valid, note)
+
+
+def _note(damage: str | None, frames: Frames, times_s: np.ndarray) -> str | None:
+    parts = [damage] if damage else []
+    for what, are in (("not decoded", ~frames.valid), ("concealed by the decoder", frames.concealed)):
+        if are.any():
+            first_s, last_s = times_s[are][[0, -1]]
+            parts.append(f"{are.sum()} of {len(are)} frames {what} at {first_s:.1f}-{last_s:.1f} s")
+    return "; ".join(parts) or None
 
 
 def read_ahead(chunks: Iterator[FrameChunk], *, depth: int = 2) -> Iterator[FrameChunk]:
