@@ -124,10 +124,10 @@ class FrameReader:
             num_threads: decoding threads (0: as many as there are cores); pictures do not depend on them.
             use_decord: read with decord where its way of counting frames is safe.
             fast_within_s: None gives exactly the frames shown. A number lets another frame, up to so many seconds
-                away, stand for one that is no reference of others and so need not be decoded (with half the sampling
-                period hardly any has to be), and leaves out the codec's loop filter, in H.264 and HEVC. Pixels differ
-                a little, `times_s` are those of the frames really used. Without effect on damaged clips, on other
-                codecs, and with decord.
+                away, stand for one that no other is predicted from, so that hardly any of these has to be decoded
+                where it is half the sampling period; those that have to be are left without the loop filter.
+                `times_s` are those of the frames really used. Changes nothing in damaged clips, in codecs other than
+                H.264 and HEVC, and with decord.
 
         Raises:
             MediaError: it cannot be opened, has no picture, or no frame of it can be decoded.

@@ -16,6 +16,8 @@ from talstack.io.streams import ClipStart, decoded_strictly
 
 # stamps of packets and frames are the same numbers, but for rounding
 SAME_S = 1e-6
+# without it in pictures that others refer to, errors would add up until the next key frame
+FAST = {"skip_loop_filter": "noref"}
 
 
 class PlannedFrames(PyAVFrames):
@@ -55,7 +57,7 @@ class PlannedFrames(PyAVFrames):
 
     def _decoded(self, stream: Any) -> Iterator[Any]:
         if self._fast_within_s is not None:
-            stream.codec_context.options = {"skip_loop_filter": "all"}
+            stream.codec_context.options = FAST
         return decoded_strictly(self._container, stream, num_threads=self._num_threads, needed=self._take)
 
     def _take(self, place: int) -> bool:
