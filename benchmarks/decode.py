@@ -149,7 +149,7 @@ def add_likeness_row(table: Table, name: str, clip: Clip, feature: Feature | Non
 def measure(clips: dict[str, Clip], *, threads: tuple[int, ...], rounds: int, feature: Feature | None = None) -> None:
     """Print both tables; `feature` adds the mean relative change of the features to the second."""
     rate = next(iter(clips.values())).rate
-    versions = ", ".join(f"{name} {version}" for name, version in decoder_versions().items())
+    versions = ", ".join(f"{name} {version}" for name, version in decoder_versions(use_decord=True).items())
     title = f"{rate:g} frames per second, short side {SHORT_SIDE}, {rounds} rounds; {versions}"
     speed = Table("clip", "threads", "reader", "frames/s", "to ffmpeg", "frames/CPU s", "to ffmpeg", title=title)
     likeness = Table(

@@ -4,6 +4,7 @@ A decoder fills what it cannot decode with what lay there before, and PyAV does 
 reading lets the decoder refuse instead: a refused packet is a damaged picture, and so is, unless nothing is predicted
 from it, all that follows up to the next key frame. Damage that still decodes cannot be seen: in a test clip with
 flipped bits three frames before the first refused one differed from the original by 3 of 255 in the mean.
+Where that goes unnoticed for long, even the pictures may differ from one reading to the next.
 """
 
 from pathlib import Path

@@ -31,6 +31,9 @@ from talstack.io.streams import (
 
 __all__ = ["Audio", "ClipInfo", "FrameReader", "Frames", "decoder_versions", "probe", "read_audio"]
 
+# counts changes in which frames are read, and which of them are held to be concealed
+READING_VERSION = "2"
+
 
 @dataclass(frozen=True, slots=True)
 class ClipInfo:
@@ -121,7 +124,8 @@ class FrameReader:
         Args:
             path: the media file.
             size: (height, width) to scale to; None keeps the picture's own.
-            num_threads: decoding threads (0: as many as there are cores); pictures do not depend on them.
+            num_threads: decoding threads (0: as many as there are cores), in undamaged clips of H.264 and HEVC and
+                with decord; others have one. Pictures do not depend on them.
             use_decord: read with decord where its way of counting frames is safe.
             fast_within_s: None gives exactly the frames shown. A number lets another frame, up to so many seconds
                 away, stand for one that no other is predicted from, so that hardly any of these has to be decoded
@@ -153,18 +157,17 @@ class FrameReader:
             return self._open_pyav()
 
     def _open_pyav(self) -> PyAVFrames:
-        index, num_threads = self._index, self._num_threads
+        index = self._index
         try:
             if index.doubt == DAMAGED:
                 raise DamageError(DAMAGED)
-            if index.doubt is None:
+            # in other codecs nothing can be left out, and a packet may hold no picture to be shown
+            if index.doubt is None and index.entry.any():
                 return PlannedFrames(
-                    self._path, self._start, size=self._size, index=index, num_threads=num_threads,
+                    self._path, self._start, size=self._size, index=index, num_threads=self._num_threads,
                     fast_within_s=self._fast_within_s,
                 )  # fmt: skip
-            return PyAVFrames(
-                self._path, self._start, size=self._size, period_s=index.period_s, strict=True, num_threads=num_threads
-            )
+            return PyAVFrames(self._path, self._start, size=self._size, period_s=index.period_s, strict=True)
         except DamageError as error:
             return self._tolerate(str(error))
 
@@ -252,11 +255,13 @@ class FrameReader:
         self.close()
 
 
-def decoder_versions() -> dict[str, str]:
+def decoder_versions(*, use_decord: bool = False) -> dict[str, str]:
     """Return the versions that decide what pixels and samples a file gives; for fingerprints."""
-    try:
-        decord = str(load_decord().__version__)
-    except DecordUnusableError:
-        decord = "absent"
-    codec = ".".join(str(part) for part in av.library_versions["libavcodec"])
-    return {"decord": decord, "pyav": av.__version__, "libavcodec": codec}
+    versions = {name: ".".join(map(str, av.library_versions[name])) for name in ("libavcodec", "libswscale")}
+    versions |= {"pyav": av.__version__, "reading": READING_VERSION}
+    if use_decord:
+        try:
+            versions["decord"] = str(load_decord().__version__)
+        except DecordUnusableError:
+            versions["decord"] = "absent"
+    return versions

@@ -182,7 +182,8 @@ def test_times_must_ascend_and_the_reader_must_be_open(tmp_path, write_clip):
 
 def test_without_decord_pyav_serves(tmp_path, write_clip, numbers_of, monkeypatch):
     path = write_clip(tmp_path / "a.mp4")
-    assert decoder_versions()["decord"][0].isdigit()
+    assert decoder_versions(use_decord=True)["decord"][0].isdigit()
+    assert "decord" not in decoder_versions() and decoder_versions()["pyav"] == av.__version__
 
     def fail():
         raise decord_frames.DecordUnusableError("decord does not load: gone")
@@ -192,7 +193,7 @@ def test_without_decord_pyav_serves(tmp_path, write_clip, numbers_of, monkeypatc
     with FrameReader(path, use_decord=True) as reader:
         assert (reader.name, reader.note) == ("pyav", "decord does not load: gone")
         assert numbers_of(reader.frames_at(np.array([1.0])).pixels) == [30]
-    assert decoder_versions()["decord"] == "absent"
+    assert decoder_versions(use_decord=True)["decord"] == "absent"
 
 
 def test_every_odd_file_gives_its_frames_or_its_reason(shared_data):
