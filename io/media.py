@@ -125,7 +125,7 @@ class FrameReader:
             path: the media file.
             size: (height, width) to scale to; None keeps the picture's own.
             num_threads: decoding threads (0: as many as there are cores), in undamaged clips of H.264 and HEVC and
-                with decord; others have one. Pictures do not depend on them.
+                with decord; others have one. Pictures do not depend on them, but where damage passes unnoticed.
             use_decord: read with decord where its way of counting frames is safe.
             fast_within_s: None gives exactly the frames shown. A number lets another frame, up to so many seconds
                 away, stand for one that no other is predicted from, so that hardly any of these has to be decoded
