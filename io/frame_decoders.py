@@ -5,7 +5,7 @@ NaN where there is none. Times are seconds on the clip's clock. All scale with t
 gives the same pixels from each.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +45,20 @@ class PyAVFrames:
         self._strict, self._num_threads = strict, num_threads
         self._scaler = PictureScaler(size, start.quarter_turns)
         self._container: Any = None
+        self._shown: tuple[float, VideoFrame] | None = None
+        self._picture: np.ndarray | None = None
         self._restart()
 
     def _restart(self) -> None:
         self.close()
         self._container = open_media(self._path)
         self._frames = self._stamped_frames()
-        self._shown: tuple[float, VideoFrame] | None = None
-        self._picture: np.ndarray | None = None
         self._next: tuple[float, VideoFrame] | None = self._first()
 
     def _first(self) -> tuple[float, VideoFrame] | None:
         return next(self._frames, None)
 
-    def _stamped_frames(self) -> Iterator[tuple[float, VideoFrame]]:
+    def _stamped_frames(self) -> Generator[tuple[float, VideoFrame], None, None]:
         stream = needed_video(self._container, self._path)
         last_s = -np.inf
         try:
@@ -104,8 +104,11 @@ class PyAVFrames:
         return self._picture
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file and let go of the decoder and its pictures."""
         if self._container is not None:
+            # the generator and this object refer to each other: without this they wait for the garbage collector
+            self._frames.close()
+            self._shown = self._next = self._picture = None
             self._container.close()
             self._container = None
 

@@ -180,6 +180,8 @@ class StartSearch:
 
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         stream.thread_type = "NONE"
+        # only the picture's stamp and shape are looked at
+        stream.codec_context.options = {"skip_loop_filter": "all", "skip_idct": "all"}
         self._container, self._stream = container, stream
         self._stamps: list[float] = []
 
