@@ -1,4 +1,4 @@
-"""A rectangle of a picture, as fractions, so that it fits the picture at any size."""
+"""A rectangle of a picture, as fractions, so that it fits the picture at any size; and what to draw of it."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -42,6 +42,9 @@ class PictureCrop:
         left, columns = _whole(self.x, self.width, width)
         top, rows = _whole(self.y, self.height, height)
         return left, top, columns, rows
+
+
+WHOLE = PictureCrop(0.0, 0.0, 1.0, 1.0)
 
 
 def _whole(start: float, length: float, total: int) -> tuple[int, int]:

@@ -5,13 +5,12 @@ Stamps are presentation times in seconds on the container's own clock. A clip's 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import av
-import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
@@ -26,6 +25,8 @@ from talstack.io.errors import MediaError
 # a demuxer that fails this often in a row without giving a packet has nothing more to give
 MAX_READ_ERRORS = 16
 DEFAULT_PERIOD_S = 1 / 25
+# the decoder refuses a picture rather than to conceal what is missing in it
+STRICT = {"err_detect": "explode"}
 
 Frame = TypeVar("Frame", VideoFrame, AudioFrame)
 
@@ -46,23 +47,6 @@ class ClipStart:
     width: int
     height: int
     quarter_turns: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PacketIndex:
-    """The stamps of a clip's video packets, found without decoding.
-
-    Attributes:
-        stamps_s: (m,) float64 ascending, on the clip's clock.
-        period_s: typical time between two frames.
-        end_s: until when the last frame answers, on the clip's clock.
-        obstacle: why counting frames is not safe in this clip (see `_obstacle`), or None where it is.
-    """
-
-    stamps_s: np.ndarray
-    period_s: float
-    end_s: float
-    obstacle: str | None
 
 
 def open_media(path: Path) -> InputContainer:
@@ -129,6 +113,27 @@ def decoded(container: InputContainer, stream: Any) -> Iterator[Any]:
         yield from frames
 
 
+def decoded_strictly(
+    container: InputContainer, stream: Any, *, num_threads: int = 1, needed: Callable[[int], bool] | None = None
+) -> Iterator[Any]:
+    """Yield the stream's frames in the order of display up to the first thing that is wrong.
+
+    Args:
+        num_threads: of the decoder, each with frames of its own; 0: as many as there are cores. Threads within a
+            frame would not report what goes wrong.
+        needed: whether the i-th packet is to be decoded; None: all are.
+
+    Raises:
+        FFmpegError: a packet cannot be read or is not decoded whole.
+    """
+    stream.thread_type = "NONE" if num_threads == 1 else "FRAME"
+    stream.codec_context.thread_count = num_threads
+    stream.codec_context.options = {**stream.codec_context.options, **STRICT}
+    for place, packet in enumerate(container.demux(stream)):
+        if needed is None or not packet.size or needed(place):
+            yield from packet.decode()
+
+
 def stamp_s(item: Any, stream: Any, container: InputContainer) -> float | None:
     """Return when a packet or frame is presented, or None where the file does not say.
 
@@ -145,24 +150,55 @@ def clip_start(path: Path) -> ClipStart:
         MediaError: the file cannot be opened, has no picture, or no frame of it can be decoded.
     """
     with open_media(path) as container:
-        stream = video_stream(container)
-        if stream is None:
-            raise MediaError(f"{path}: no video stream (or no decoder for it)")
-        stream.thread_type = "NONE"
-        packet_stamps: list[float] = []
+        stream = needed_video(container, path)
+        search = StartSearch(container, stream)
         for packet in packets(container, stream):
-            at_s = stamp_s(packet, stream, container)
-            if at_s is not None and not packet.is_discard:
-                packet_stamps.append(at_s)
-            try:
-                frames = packet.decode()
-            except FFmpegError:
-                continue
-            for frame in frames:
-                first_s = stamp_s(frame, stream, container)
-                first_s = min(packet_stamps, default=0.0) if first_s is None else first_s
-                return _start(frame, first_s, packet_stamps, avi=container.format.name == "avi")
-        raise MediaError(f"{path}: no frame of the video stream can be decoded")
+            if (start := search.look(packet)) is not None:
+                return start
+        raise no_frame(path)
+
+
+def needed_video(container: InputContainer, path: Path) -> VideoStream:
+    """Return the stream that a player would show.
+
+    Raises:
+        MediaError: there is none.
+    """
+    stream = video_stream(container)
+    if stream is None:
+        raise MediaError(f"{path}: no video stream (or no decoder for it)")
+    return stream
+
+
+def no_frame(path: Path) -> MediaError:
+    """Return the error of a clip whose picture cannot be decoded at all."""
+    return MediaError(f"{path}: no frame of the video stream can be decoded")
+
+
+class StartSearch:
+    """Looks for the first picture while its user walks over the packets."""
+
+    def __init__(self, container: InputContainer, stream: VideoStream) -> None:
+        stream.thread_type = "NONE"
+        # only the picture's stamp and shape are looked at
+        stream.codec_context.options = {"skip_loop_filter": "all", "skip_idct": "all"}
+        self._container, self._stream = container, stream
+        self._stamps: list[float] = []
+
+    def look(self, packet: Packet) -> ClipStart | None:
+        """Return the clip's start once a packet gives a picture."""
+        at_s = stamp_s(packet, self._stream, self._container)
+        if at_s is not None and not packet.is_discard:
+            self._stamps.append(at_s)
+        try:
+            frames: list[Any] = packet.decode()
+        except FFmpegError:
+            return None
+        if not frames:
+            return None
+        first_s = stamp_s(frames[0], self._stream, self._container)
+        first_s = min(self._stamps, default=0.0) if first_s is None else first_s
+        return _start(frames[0], first_s, self._stamps, avi=self._container.format.name == "avi")
 
 
 def _start(frame: Any, first_s: float, packet_stamps: list[float], *, avi: bool) -> ClipStart:
@@ -178,64 +214,3 @@ def frame_period_s(stream: Any) -> float:
     """Return the nominal time between two frames."""
     rate = stream.average_rate or stream.guessed_rate
     return float(1 / rate) if rate else DEFAULT_PERIOD_S
-
-
-def index_packets(path: Path, start: ClipStart) -> PacketIndex:
-    """Return the stamps of all video packets.
-
-    Raises:
-        MediaError: the file cannot be opened or has no picture.
-    """
-    stamps: list[float | None] = []
-    keys: list[bool] = []
-    discarded, last = False, (-np.inf, 0.0)
-    with open_media(path) as container:
-        stream = video_stream(container)
-        if stream is None:
-            raise MediaError(f"{path}: no video stream (or no decoder for it)")
-        for packet in packets(container, stream):
-            if packet.size == 0:
-                continue
-            at_s = stamp_s(packet, stream, container)
-            stamps.append(at_s)
-            keys.append(packet.is_keyframe)
-            discarded = discarded or packet.is_discard
-            if at_s is not None:
-                last = max(last, (at_s, float((packet.duration or 0) * (stream.time_base or 0))))
-        period_s, format_name = frame_period_s(stream), container.format.name
-    known = np.array([s for s in stamps if s is not None], dtype=np.float64)
-    ascending = np.unique(known) - start.zero_s
-    if format_name == "avi" and len(ascending):
-        ascending -= ascending[0]  # decoding times count packets, and the decoder's delay is not part of the clip
-    if len(ascending) > 1:
-        period_s = float(np.median(np.diff(ascending)))
-    end_s = (ascending[-1] if len(ascending) else 0.0) + max(1.5 * period_s, last[1])
-    obstacle = "packets that are not shown" if discarded else _obstacle(format_name, stamps, keys, start)
-    return PacketIndex(ascending, period_s, float(end_s), obstacle)
-
-
-def _obstacle(format_name: str, stamps: list[float | None], keys: list[bool], start: ClipStart) -> str | None:
-    """Return why a reader that seeks by counting frames would give wrong pictures, or None.
-
-    Such a reader (decord) takes the i-th packet for the i-th frame in time, and the i-th key frame for the place
-    to start from. Measured with decord2 3.4: in MPEG-TS, AVI with B-frames, files with edit lists, and wherever a
-    group of pictures is open (the default of x265, and MPEG-4 with B-frames), it returned frames up to 30 away
-    from the one asked for, without an error.
-    """
-    if not {"mp4", "matroska"} & set(format_name.split(",")):
-        return f"container {format_name} cannot be entered at an exact frame"
-    if not stamps or any(s is None for s in stamps):
-        return "packets without a presentation time"
-    array = np.array(stamps, dtype=np.float64)
-    if len(np.unique(array)) < len(array):
-        return "packets that share a presentation time"
-    if array.min() < start.first_s:
-        return "the first frames cannot be decoded"
-    key = np.flatnonzero(keys)
-    if not len(key) or key[0] != 0:
-        return "no key frame at the start"
-    before = np.concatenate([[-np.inf], np.maximum.accumulate(array)[:-1]])
-    from_here = np.minimum.accumulate(array[::-1])[::-1]
-    if (before[key] > array[key]).any() or (from_here[key] < array[key]).any():
-        return "open groups of pictures"
-    return None

@@ -56,6 +56,9 @@ def test_every_odd_or_broken_file_gives_frames_or_a_recorded_failure(shared_data
     truncated = features.read("made/truncated_60pct.mp4", "main", "rgb")
     assert truncated.valid.tolist() == [True, True, True, False, False]  # it holds 2.9 of 5 s
     assert not truncated.features[3:].any()
+    # segments that rest on what the decoder made up are masked, and the shard says so
+    hole = features.read("made/zeroed_4k_mid.mp4", "main", "rgb")
+    assert hole.valid.tolist() == [True, True, False, True, True]
 
 
 def test_three_real_360x_recordings_with_all_their_views(shared_data: Path, tmp_path: Path) -> None:

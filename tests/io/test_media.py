@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from talstack.io import frame_decoders
+from talstack.io import decord_frames, frame_decoders
 from talstack.io.errors import InputError, MediaError
 from talstack.io.media import FrameReader, decoder_versions, probe
 
@@ -76,7 +76,7 @@ def test_both_decoders_give_the_same_pixels_at_any_size(tmp_path, write_clip):
     path = write_clip(tmp_path / "a.mp4")
     times_s = np.arange(0, 2, 0.07)
     for size in (None, (48, 80), (33, 51)):
-        with FrameReader(path, size=size) as first, FrameReader(path, size=size, use_decord=False) as second:
+        with FrameReader(path, size=size, use_decord=True) as first, FrameReader(path, size=size) as second:
             one, two = first.frames_at(times_s), second.frames_at(times_s)
             assert (first.name, second.name) == ("decord", "pyav")
             assert one.pixels.shape[1:3] == (size or (96, 160)) == first.size
@@ -86,7 +86,7 @@ def test_both_decoders_give_the_same_pixels_at_any_size(tmp_path, write_clip):
 def test_a_width_that_decord_cannot_copy(tmp_path, write_clip, numbers_of):
     # rows of 96 pixels are padded to 128: decord takes them for four channels and refuses
     path = write_clip(tmp_path / "a.mp4")
-    with FrameReader(path, size=(64, 96)) as reader:
+    with FrameReader(path, size=(64, 96), use_decord=True) as reader:
         frames = reader.frames_at(np.array([0.5, 1.5]))
     assert frames.valid.all() and numbers_of(frames.pixels) == [15, 45]
 
@@ -104,21 +104,23 @@ def test_clips_where_counting_frames_goes_wrong(tmp_path, write_clip, numbers_of
     # decord alone returns frames up to a group of pictures away here, without an error
     path = write_clip(tmp_path / name, num_frames=100, codec=codec, options=options)
     wanted = np.arange(0, 100, 7)
-    with FrameReader(path) as reader:
-        frames = reader.frames_at(wanted / 30 + 0.01)
-        assert note in (reader.note or "")
-    assert frames.valid.all() and numbers_of(frames.pixels) == wanted.tolist()
+    for use_decord in (True, False):
+        with FrameReader(path, use_decord=use_decord) as reader:
+            frames = reader.frames_at(wanted / 30 + 0.01)
+            assert note in reader.note if use_decord else reader.note is None
+        assert frames.valid.all() and numbers_of(frames.pixels) == wanted.tolist()
 
 
-def test_a_hole_in_the_file_is_invalid_and_the_rest_is_right(tmp_path, write_clip, numbers_of):
+@BOTH
+def test_a_hole_in_the_file_is_invalid_and_the_rest_is_right(tmp_path, write_clip, numbers_of, use_decord):
     path = write_clip(tmp_path / "a.mp4", num_frames=90, options={"g": "15", "bf": "0"})
     data = bytearray(path.read_bytes())
     for position, size in packet_places(path)[32:45]:
         data[position : position + size] = bytes(size)
     path.write_bytes(data)
     times_s = np.arange(90) / 30 + 0.01
-    with FrameReader(path) as reader:
-        # the first part may have come from decord: the switch happens while reading
+    with FrameReader(path, use_decord=use_decord) as reader:
+        # the switch to the reading that tolerates damage happens while reading
         parts = [reader.frames_at(chunk) for chunk in np.split(times_s, 9)]
         assert reader.name == "pyav" and reader.note and ":" not in reader.note.split(" ")[-1]
     valid = np.concatenate([part.valid for part in parts])
@@ -180,17 +182,18 @@ def test_times_must_ascend_and_the_reader_must_be_open(tmp_path, write_clip):
 
 def test_without_decord_pyav_serves(tmp_path, write_clip, numbers_of, monkeypatch):
     path = write_clip(tmp_path / "a.mp4")
-    assert decoder_versions()["decord"][0].isdigit()
+    assert decoder_versions(use_decord=True)["decord"][0].isdigit()
+    assert "decord" not in decoder_versions() and decoder_versions()["pyav"] == av.__version__
 
     def fail():
-        raise frame_decoders.DecordUnusableError("decord does not load: gone")
+        raise decord_frames.DecordUnusableError("decord does not load: gone")
 
-    monkeypatch.setattr(frame_decoders, "load_decord", fail)
+    monkeypatch.setattr(decord_frames, "load_decord", fail)
     monkeypatch.setattr("talstack.io.media.load_decord", fail)
-    with FrameReader(path) as reader:
+    with FrameReader(path, use_decord=True) as reader:
         assert (reader.name, reader.note) == ("pyav", "decord does not load: gone")
         assert numbers_of(reader.frames_at(np.array([1.0])).pixels) == [30]
-    assert decoder_versions()["decord"] == "absent"
+    assert decoder_versions(use_decord=True)["decord"] == "absent"
 
 
 def test_every_odd_file_gives_its_frames_or_its_reason(shared_data):
@@ -224,7 +227,7 @@ def test_rotation_and_depth_read_alike_by_both_decoders(shared_data):
     files += [folder / "torchcodec" / "testsrc2_odd_height_and_width_444.mp4"]
     for path in files:
         for size in (None, (40, 70)):
-            with FrameReader(path, size=size) as first, FrameReader(path, size=size, use_decord=False) as second:
+            with FrameReader(path, size=size, use_decord=True) as first, FrameReader(path, size=size) as second:
                 times_s = np.array([0.0, 0.05])
                 one, two = first.frames_at(times_s).pixels, second.frames_at(times_s).pixels
                 assert first.name == "decord"

@@ -5,7 +5,7 @@ import pytest
 
 from talstack.io.errors import InputError
 from talstack.io.media import FrameReader
-from talstack.io.picture_crop import PictureCrop
+from talstack.io.picture_crop import Drawing, PictureCrop
 
 
 def test_whole_pixels_of_any_size():
@@ -32,7 +32,7 @@ def test_the_part_is_what_the_whole_shows_there(tmp_path, write_clip, numbers_of
     path = write_clip(tmp_path / "a.mp4")
     times_s = np.array([0.1, 0.5, 1.7])
     with FrameReader(path) as whole, FrameReader(path, crop=PictureCrop(0.25, 0.25, 0.5, 0.5)) as part:
-        assert (part.name, part.note, part.size) == ("pyav", "decord cannot crop", (48, 80))
+        assert (part.name, part.note, part.size) == ("pyav", None, (48, 80))
         one, two = whole.frames_at(times_s), part.frames_at(times_s)
     assert np.abs(one.pixels[:, 24:72, 40:120].astype(int) - two.pixels).max() <= 2
     assert np.array_equal(one.times_s, two.times_s)
@@ -60,3 +60,18 @@ def test_a_part_of_a_turned_picture(shared_data):
         expected = one[: two.shape[0], -two.shape[1] :].astype(int)
         # the colour planes are half as large, so pixels beside the cut may differ
         assert np.abs(expected - two)[2:-2, 2:-2].mean() < 1.5, name
+
+
+def test_one_pass_draws_several_sizes_and_parts_each_where_it_is_wanted(tmp_path, write_clip, numbers_of):
+    path = write_clip(tmp_path / "a.mp4")
+    times_s = np.array([0.0, 0.5, 1.0, 1.5, 9.0])
+    half = PictureCrop(0.5, 0, 0.5, 1)
+    wanted = np.array([[1, 0], [1, 1], [0, 1], [1, 0], [1, 1]], dtype=bool)
+    with FrameReader(path, drawings=[Drawing((96, 160)), Drawing((40, 40), half)]) as reader:
+        found = reader.pictures_at(times_s, wanted)
+    assert [len(pixels) for pixels in found.pixels] == [4, 3]
+    assert found.valid.tolist() == [True] * 4 + [False]
+    assert numbers_of(found.pixels[0][:3]) == [0, 15, 45]
+    assert not found.pixels[0][3].any() and not found.pixels[1][2].any()  # beyond the clip's end
+    with FrameReader(path, size=(40, 40), crop=half) as alone:
+        assert np.array_equal(alone.frames_at(times_s[1:3]).pixels, found.pixels[1][:2])
