@@ -9,7 +9,7 @@ import joblib
 import numpy as np
 
 from talstack.extract.config import SamplingConfig
-from talstack.extract.frames import FrameChunk, read_segments
+from talstack.extract.frames import FrameChunk, PictureTask, read_segments
 from talstack.extract.layout import lay_out_view
 from talstack.io.errors import MediaError
 from talstack.io.files import atomic_path, canonical_json, read_json, sha256_text, write_json
@@ -91,9 +91,8 @@ def _decode_view(manifest: Manifest, pair: tuple[str, str], sampling: SamplingCo
         layout = lay_out_view(manifest, recording, view, segment_s=sampling.segment_s)
         if not layout.aligned:
             return entry | {"skipped": f"{recording} {view}: clip offsets unknown, so its segments have no labels"}
-        chunks = read_segments(
-            layout, num_frames=num_frames, frame_size=sampling.frame_size, segment_s=sampling.segment_s, chunk=16
-        )
+        task = PictureTask(num_frames, sampling.frame_size)
+        chunks = read_segments(layout, [task], segment_s=sampling.segment_s, chunk=16)
         name = sha256_text(f"{recording}/{view}")[:24] + ".npy"
         shape = (len(layout.times_s), num_frames, sampling.frame_size, sampling.frame_size, 3)
         with atomic_path(folder / name) as temporary:
@@ -111,8 +110,8 @@ def _fill(path: Path, shape: tuple[int, ...], chunks: Iterable[FrameChunk]) -> l
     pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     segments: list[int] = []
     for chunk in chunks:
-        rows = chunk.rows[chunk.valid]
-        pixels[len(segments) : len(segments) + len(rows)] = chunk.pixels[chunk.valid]
+        rows = chunk.rows[chunk.valid[0]]
+        pixels[len(segments) : len(segments) + len(rows)] = chunk.pixels[0][0][chunk.valid[0]]
         segments += rows.tolist()
     pixels.flush()
     return segments

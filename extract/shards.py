@@ -1,0 +1,109 @@
+"""The shards of one recording's view, made from pictures: one pass over the clips for all of them."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from talstack.extract.card import BackboneCard
+from talstack.extract.derived_views import Piece
+from talstack.extract.frames import FrameChunk, PictureTask, read_ahead, read_segments
+from talstack.extract.layout import ViewLayout
+from talstack.extract.runtimes import Computed, Runtime
+from talstack.io.shard import Shard, ShardKey
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Seconds that making shards took: processor time of decoding, wall time of the rest."""
+
+    decode_s: float = 0.0
+    compute_s: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class _Drafted:
+    """A shard that is being filled."""
+
+    computed: Computed
+    valid: np.ndarray
+    notes: dict[str, None]  # an ordered set
+
+    def fill(self, chunk: FrameChunk, task: int, found: Computed) -> None:
+        good = chunk.valid[task]
+        rows = chunk.rows[good]
+        self.computed.features[rows] = found.features[good].astype(np.float16)
+        self.computed.logits[rows], self.computed.scene_logits[rows] = found.logits[good], found.scene_logits[good]
+        self.valid[rows] = True
+        self.notes.update(dict.fromkeys(chunk.notes[task]))
+
+
+def make_picture_shards(
+    keys: Sequence[ShardKey],
+    layout: ViewLayout,
+    *,
+    card: BackboneCard,
+    trained: bool,
+    runtime_of: Callable[[str], Runtime],
+    batch_segments: int,
+    beat: Callable[[], None] = lambda: None,
+) -> tuple[list[Shard], Spent]:
+    """Return the shards of the keys, all of one recording and of one view's clips, in their order.
+
+    Args:
+        keys: rgb and rgbdiff, of the view and of pieces of it.
+        layout: of the view.
+        card: the backbone's.
+        trained: whether its logits mean anything.
+        runtime_of: gives what computes a modality.
+        batch_segments: segments per forward pass.
+        beat: called as a sign of life.
+
+    Raises:
+        MediaError: a clip gives no frames.
+    """
+    tasks = [
+        PictureTask(card.frames_per_segment, card.frame_size, key.recipe["kind"] == "rgbdiff", Piece.of_recipe(key.recipe))
+        for key in keys
+    ]
+    runtimes = [runtime_of(str(key.recipe["kind"])) for key in keys]
+    drafts: list[_Drafted] = []
+    decode_s = compute_s = 0.0
+    chunks = read_segments(
+        layout, tasks, segment_s=keys[0].segment_s, chunk=batch_segments, fast="fast_decoding" in keys[0].recipe
+    )
+    for chunk in read_ahead(chunks, beat=beat):
+        started = time.perf_counter()
+        for number, runtime in enumerate(runtimes):
+            found = _mean([runtime.run(pixels) for pixels in chunk.pixels[number]])
+            if number == len(drafts):
+                drafts.append(_draft(len(layout.times_s), found, layout.notes))
+            drafts[number].fill(chunk, number, found)
+        compute_s += time.perf_counter() - started
+        decode_s += chunk.decode_s
+    return [_finished(draft, layout, card, trained=trained) for draft in drafts], Spent(decode_s, compute_s)
+
+
+def _mean(found: list[Computed]) -> Computed:
+    """Return the mean over a panorama's cameras."""
+    if len(found) == 1:
+        return found[0]
+    return Computed(*(np.mean([getattr(one, name) for one in found], axis=0) for name in Computed.__slots__))
+
+
+def _draft(num_rows: int, found: Computed, notes: Sequence[str]) -> _Drafted:
+    empty = Computed(
+        np.zeros((num_rows, found.features.shape[1]), dtype=np.float16),
+        np.zeros((num_rows, found.logits.shape[1]), dtype=np.float32),
+        np.zeros((num_rows, found.scene_logits.shape[1]), dtype=np.float32),
+    )
+    return _Drafted(empty, np.zeros(num_rows, dtype=bool), dict.fromkeys(notes))
+
+
+def _finished(draft: _Drafted, layout: ViewLayout, card: BackboneCard, *, trained: bool) -> Shard:
+    return Shard(
+        draft.computed.features, draft.valid, layout.times_s, aligned=layout.aligned, notes=tuple(draft.notes),
+        logits=draft.computed.logits if trained else None,
+        scene_logits=draft.computed.scene_logits if trained and card.scenes else None,
+    )  # fmt: skip
