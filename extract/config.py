@@ -59,5 +59,10 @@ class ExtractConfig:
     )
     init_arch: Literal["resnet18_narrow", "resnet18", "resnet50"] = setting("resnet50", "its architecture")
     batch_segments: int = setting(16, "segments per forward pass; bounds memory")
+    hang_s: float = setting(300.0, "a worker without progress for so long is ended, and tried again; 0 = never")
     audio_rate: int = setting(16000, "sample rate of the sound, Hz")
     audio_mels: int = setting(64, "mel bands")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.hang_s < 1e6:
+            raise ConfigError(f"extract.hang_s must be 0 (never) or a number of seconds below 1e6, got {self.hang_s}")

@@ -1,15 +1,14 @@
-"""The extraction engine: fills the feature store with every (recording, view, modality), in parallel, resumably.
+"""The extraction engine: fills the feature store with every (recording, view, modality), resumably.
 
 One idempotent call per shard: what is done is skipped, what cannot be done is recorded with its reason, and only
-status rows travel between processes.
+status rows travel between processes. `schedule` decides which process makes which call.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-import joblib
 import numpy as np
 import torch
 
@@ -69,29 +68,6 @@ def extract_clip_group(item: ExtractionItem) -> StatusRow:
     store.write(key, shard)
     masked = "; ".join(shard.notes) if not shard.valid.all() else ""
     return replace(row, outcome="done", num_segments=len(shard.valid), num_valid=int(shard.valid.sum()), reason=masked)
-
-
-def run_items(
-    items: list[ExtractionItem], *, jobs: int, report: Callable[[StatusRow], None] = lambda row: None
-) -> list[StatusRow]:
-    """Make every shard, `jobs` at a time; return one status row per item, in the items' order.
-
-    Raises:
-        TalstackError: a worker process died (out of memory?); what was committed stays, and a second run resumes.
-    """
-    rows = []
-    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=2 * jobs)
-    try:
-        for row in parallel(joblib.delayed(extract_clip_group)(item) for item in items):
-            report(row)
-            rows.append(row)
-    except joblib.externals.loky.process_executor.TerminatedWorkerError as error:
-        raise TalstackError(
-            f"a worker process died after {len(rows)} of {len(items)} shards (out of memory?); what is done is kept: "
-            "run the same command again, with fewer --jobs if it happens again"
-        ) from error
-    order = {(i.key.recording, i.key.view, i.key.modality): n for n, i in enumerate(items)}
-    return sorted(rows, key=lambda row: order[row.recording, row.view, row.modality])
 
 
 @lru_cache(maxsize=2)

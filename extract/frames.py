@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from talstack.extract.layout import ViewLayout
+from talstack.extract.watchdog import beat
 from talstack.io.media import FrameReader
 
 
@@ -47,6 +48,7 @@ def read_segments(
                 wanted = times_s[start : start + chunk]
                 frames = reader.frames_at(wanted.reshape(-1))
                 shape = (len(wanted), num_frames, frame_size, frame_size, 3)
+                beat()
                 valid = np.asarray(frames.valid.reshape(len(wanted), num_frames).all(axis=1))
                 rows = clip.rows[start : start + chunk]
                 yield FrameChunk(rows, frames.pixels.reshape(shape), valid, reader.note)

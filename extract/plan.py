@@ -33,6 +33,7 @@ class ExtractionPlan:
         keys: every shard, in a stable order.
         store: where they go.
         manifest_folder, source, batch_segments: what the workers need.
+        hang_s: how long a worker may go without progress, seconds; 0 = for ever.
     """
 
     extraction: Extraction
@@ -41,6 +42,7 @@ class ExtractionPlan:
     manifest_folder: Path
     source: BackboneSource | None
     batch_segments: int
+    hang_s: float = 0.0
 
     def part(self, part: tuple[int, int]) -> list[ShardKey]:
         """Return the i-th of n parts (1-based) of the shards."""
@@ -103,7 +105,9 @@ def plan_extraction(
     hashes = ClipHashes(store_root)
     keys = shard_keys(manifest, extraction, hashes)
     hashes.save()
-    return ExtractionPlan(extraction, tuple(keys), FeatureStore(store_root), data, source, config.batch_segments)
+    return ExtractionPlan(
+        extraction, tuple(keys), FeatureStore(store_root), data, source, config.batch_segments, config.hang_s
+    )
 
 
 def _backbone_source(
