@@ -45,7 +45,7 @@ class PoolBrokenError(Exception):
 
 
 def run_items(
-    items: Sequence[Item], *, jobs: int | Workers = 1, run: Run | None = None, hang_s: float = 0.0,
+    items: Sequence[Item], *, jobs: int | Workers = 1, run: Run = extract_item, hang_s: float = 0.0,
     pool: Pool = run_in_lanes, report: Callable[[StatusRow], None] = lambda row: None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> list[StatusRow]:  # fmt: skip
