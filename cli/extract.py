@@ -77,12 +77,15 @@ def _run(todo: "list[ShardKey]", plan: "ExtractionPlan", jobs: int) -> list[dict
     rows = plan.finished_rows(todo)
     missing = plan.missing(todo)
     if missing:
-        from talstack.extract.engine import run_items
+        from talstack.extract.schedule import run_items
 
         columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True)) as progress:
             bar = progress.add_task("extracting", total=len(missing))
-            rows += run_items(plan.items(missing, jobs), report=lambda row: progress.advance(bar), jobs=jobs)
+            rows += run_items(
+                plan.items(missing, jobs), jobs=jobs, hang_s=plan.config.hang_s, report=lambda row: progress.advance(bar),
+                warn=progress.console.print,
+            )  # fmt: skip
     return [asdict(row) for row in sorted(rows, key=lambda row: (row.recording, row.view, row.modality))]
 
 

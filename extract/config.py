@@ -77,6 +77,7 @@ class ExtractConfig:
         False, "let a neighbouring frame stand for one that is costly to decode, up to half a sampling period away"
     )
     batch_segments: int = setting(8, "segments per forward pass; bounds memory")
+    hang_s: float = setting(300.0, "a worker without progress for so long is ended, and tried again; 0 = never")
     audio_rate: int = setting(16000, "sample rate of the sound, Hz")
     audio_mels: int = setting(64, "mel bands")
 
@@ -88,3 +89,5 @@ class ExtractConfig:
             )
         if self.batch_segments < 1:
             raise ConfigError(f"extract: batch_segments must be at least 1, got {self.batch_segments}")
+        if not 0 <= self.hang_s < 1e6:
+            raise ConfigError(f"extract.hang_s must be 0 (never) or a number of seconds below 1e6, got {self.hang_s}")

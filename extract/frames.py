@@ -6,7 +6,7 @@ Every clip is read once, forwards, and every frame decoded once, whatever number
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ from talstack.extract.derived_views import Piece
 from talstack.extract.layout import ClipSegments, ViewLayout
 from talstack.extract.pieces import ClipPiece, open_piece
 from talstack.extract.rgbdiff import difference_times_s
+from talstack.extract.watchdog import beat
 from talstack.io.media import FrameReader, Pictures
 
 
@@ -89,6 +90,7 @@ def read_segments(
             for start in range(0, len(clip.rows), chunk):
                 part = slice(start, start + chunk)
                 made = _read_part(reader, drawings, pieces, [times[part] for times in times_s])
+                beat()
                 spent_s, started = time.thread_time() - started, time.thread_time()
                 yield FrameChunk(clip.rows[part], *made, spent_s)
 
@@ -125,17 +127,10 @@ def _damage(note: str | None, found: Pictures, used: np.ndarray, moments: np.nda
     return "; ".join(parts) or None
 
 
-def read_ahead(
-    chunks: Iterator[FrameChunk], *, depth: int = 2, beat: Callable[[], None] = lambda: None
-) -> Iterator[FrameChunk]:
+def read_ahead(chunks: Iterator[FrameChunk], *, depth: int = 2) -> Iterator[FrameChunk]:
     """Yield the chunks while a thread decodes the next ones; at most `depth` wait in memory.
 
     An exception of the reading thread is raised here; leaving the loop early stops the thread.
-
-    Args:
-        chunks: what to read.
-        depth: how many may wait.
-        beat: called whenever a chunk has arrived or been used, as a sign of life.
     """
     waiting: queue.Queue[FrameChunk | BaseException | None] = queue.Queue(maxsize=depth)
     stop = threading.Event()
@@ -164,7 +159,6 @@ def read_ahead(
         while (item := waiting.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
-            beat()
             yield item
             beat()
     finally:

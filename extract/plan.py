@@ -12,16 +12,19 @@ import joblib
 
 from talstack.extract.card import BackboneCard, BackboneSource, load_card
 from talstack.extract.config import ExtractConfig, SamplingConfig
-from talstack.extract.recipes import RGB, build_recipes
+from talstack.extract.derived_views import choose_views, derive_views
+from talstack.extract.recipes import RGB, RGBDIFF, build_recipes
 from talstack.extract.status import StatusRow
 from talstack.io.errors import ConfigError
-from talstack.io.extraction import Extraction, check_views, shard_keys
+from talstack.io.extraction import PICTURES, Extraction, shard_keys
 from talstack.io.manifest import Manifest
 from talstack.io.shard import ShardKey
 from talstack.io.store import ClipHashes, FeatureStore
+from talstack.io.view_names import split_view
 
 if TYPE_CHECKING:
     from talstack.extract.engine import ExtractionItem
+    from talstack.extract.networks import NetworkOrder
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class ExtractionPlan:
         extraction: the record that stage two will read.
         keys: every shard, in a stable order.
         store: where they go.
-        manifest_folder, source, batch_segments: what the workers need.
+        manifest_folder, source, config: what the workers need.
     """
 
     extraction: Extraction
@@ -40,7 +43,7 @@ class ExtractionPlan:
     store: FeatureStore
     manifest_folder: Path
     source: BackboneSource | None
-    batch_segments: int
+    config: ExtractConfig
 
     def part(self, part: tuple[int, int]) -> list[ShardKey]:
         """Return the i-th of n parts (1-based) of the shards."""
@@ -68,14 +71,33 @@ class ExtractionPlan:
             self.store.forget_failure(key)
 
     def items(self, keys: Sequence[ShardKey], jobs: int) -> list["ExtractionItem"]:
-        """Return the work of these shards for the engine, with the cores shared out among `jobs` processes."""
+        """Return the work of these shards for the engine, with the cores shared out among `jobs` processes.
+
+        Shards that are made from the same pictures are one item, so that every frame is decoded once.
+        """
         from talstack.extract.engine import ExtractionItem
 
         threads = max(1, int(joblib.cpu_count()) // jobs)
+        groups: dict[tuple[str, ...], list[ShardKey]] = {}
+        for key in keys:
+            view = split_view(key.view)[0]
+            what = "pictures" if key.recipe["kind"] in PICTURES else key.modality
+            groups.setdefault((key.recording, view, what), []).append(key)
         return [
-            ExtractionItem(key, self.store.root, self.manifest_folder, self.source, self.batch_segments, threads)
-            for key in keys
-        ]
+            ExtractionItem(
+                tuple(group), self.store.root, self.manifest_folder, self.network(threads),
+                self.config.batch_segments, threads,
+            )
+            for group in groups.values()
+        ]  # fmt: skip
+
+    def network(self, threads: int) -> "NetworkOrder | None":
+        """Return what computes the features of pictures, with so many threads."""
+        from talstack.extract.networks import NetworkOrder
+
+        if self.source is None:
+            return None
+        return NetworkOrder(self.source, self.config.runtime, self.config.precision, threads)
 
 
 def plan_extraction(
@@ -94,16 +116,21 @@ def plan_extraction(
     """
     manifest = Manifest.load(data)
     config = replace(config, modalities=tuple(modalities) or config.modalities)
-    chosen = check_views(manifest, tuple(views) or config.views) if manifest.clips.height else ()
-    wants_rgb = manifest.clips.height > 0 and (not config.modalities or RGB in config.modalities)
-    source = _backbone_source(manifest, config, sampling, backbone) if wants_rgb else None
+    derived = derive_views(manifest, config) if manifest.clips.height else {}
+    chosen, pieces = (
+        choose_views(manifest, tuple(views) or config.views, derived) if manifest.clips.height else ((), {})
+    )
+    wants_pictures = manifest.clips.height > 0 and (not config.modalities or {RGB, RGBDIFF} & set(config.modalities))
+    source = _backbone_source(manifest, config, sampling, backbone) if wants_pictures else None
     recipes = build_recipes(manifest, config, sampling=sampling, backbone=source.identity if source else {})
     seen = source.card.seen if source else ()
-    extraction = Extraction(name or manifest.name, sampling.segment_s, recipes, chosen, tuple(seen))
+    extraction = Extraction(
+        name or manifest.name, sampling.segment_s, recipes, chosen, tuple(seen), {n: pieces[n] for n in sorted(pieces)}
+    )
     hashes = ClipHashes(store_root)
     keys = shard_keys(manifest, extraction, hashes)
     hashes.save()
-    return ExtractionPlan(extraction, tuple(keys), FeatureStore(store_root), data, source, config.batch_segments)
+    return ExtractionPlan(extraction, tuple(keys), FeatureStore(store_root), data, source, config)
 
 
 def _backbone_source(

@@ -11,6 +11,7 @@ from talstack.extract.derived_views import Piece
 from talstack.extract.frames import FrameChunk, PictureTask, read_ahead, read_segments
 from talstack.extract.layout import ViewLayout
 from talstack.extract.runtimes import Computed, Runtime
+from talstack.io.errors import MediaError
 from talstack.io.shard import Shard, ShardKey
 
 
@@ -47,7 +48,6 @@ def make_picture_shards(
     trained: bool,
     runtime_of: Callable[[str], Runtime],
     batch_segments: int,
-    beat: Callable[[], None] = lambda: None,
 ) -> tuple[list[Shard], Spent]:
     """Return the shards of the keys, all of one recording and of one view's clips, in their order.
 
@@ -58,13 +58,14 @@ def make_picture_shards(
         trained: whether its logits mean anything.
         runtime_of: gives what computes a modality.
         batch_segments: segments per forward pass.
-        beat: called as a sign of life.
 
     Raises:
-        MediaError: a clip gives no frames.
+        MediaError: a clip gives no frames, or is too short for a segment.
     """
     tasks = [
-        PictureTask(card.frames_per_segment, card.frame_size, key.recipe["kind"] == "rgbdiff", Piece.of_recipe(key.recipe))
+        PictureTask(
+            card.frames_per_segment, card.frame_size, key.recipe["kind"] == "rgbdiff", Piece.of_recipe(key.recipe)
+        )
         for key in keys
     ]
     runtimes = [runtime_of(str(key.recipe["kind"])) for key in keys]
@@ -73,7 +74,7 @@ def make_picture_shards(
     chunks = read_segments(
         layout, tasks, segment_s=keys[0].segment_s, chunk=batch_segments, fast="fast_decoding" in keys[0].recipe
     )
-    for chunk in read_ahead(chunks, beat=beat):
+    for chunk in read_ahead(chunks):
         started = time.perf_counter()
         for number, runtime in enumerate(runtimes):
             found = _mean([runtime.run(pixels) for pixels in chunk.pixels[number]])
@@ -82,6 +83,8 @@ def make_picture_shards(
             drafts[number].fill(chunk, number, found)
         compute_s += time.perf_counter() - started
         decode_s += chunk.decode_s
+    if not drafts:
+        raise MediaError(f"no segment to decode ({'; '.join(layout.notes) or 'too short'})")
     return [_finished(draft, layout, card, trained=trained) for draft in drafts], Spent(decode_s, compute_s)
 
 

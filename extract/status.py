@@ -13,6 +13,11 @@ class StatusRow:
     Attributes:
         num_segments, num_valid: rows of the shard, and how many hold features; of shards made in this run.
         reason: why it failed, or what is masked and why.
+        decode_s, compute_s, store_s: how long decoding, the network and writing took, seconds; decoding runs beside
+            the network. 0 = not measured.
+        wall_s: how long the worker was busy with it, seconds.
+        attempts: how many workers began it; more than one where workers died.
+        quarantined: whether it failed because it killed its workers.
     """
 
     recording: str
@@ -22,3 +27,9 @@ class StatusRow:
     num_segments: int = 0
     num_valid: int = 0
     reason: str = ""
+    decode_s: float = 0.0
+    compute_s: float = 0.0
+    store_s: float = 0.0
+    wall_s: float = 0.0
+    attempts: int = 1
+    quarantined: bool = False

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from talstack.extract.config import ExtractConfig, SamplingConfig
-from talstack.extract.engine import run_items
+from talstack.extract.engine import extract_clip_group
 from talstack.extract.plan import ExtractionPlan, plan_extraction
+from talstack.extract.schedule import run_items
 from talstack.io.errors import ConfigError, InputError, MissingInputError
 from talstack.io.extraction import FeatureSet
 from talstack.io.manifest import Manifest
@@ -107,6 +108,7 @@ def test_killed_and_resumed_equals_undisturbed(toy_data: Path, tmp_path: Path) -
             time.sleep(0.005)
         process.kill()
         process.wait()
+        time.sleep(1.0)  # its worker ends as soon as it sees that it is alone
         kept.append(len(shards(store)))
     outcomes = [row.outcome for row in extract(toy_data, store)]
     assert kept[0] >= 1
@@ -186,7 +188,7 @@ def test_missing_weights_stop_the_run_and_blame_no_recording(
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     config = ExtractConfig(init="imagenet", init_arch="resnet18", modalities=("rgb",))
-    with pytest.raises(MissingInputError, match="ImageNet weights of resnet18 could not be loaded"):
-        extract(toy_data, tmp_path / "store", config=config)
     planned = plan(toy_data, tmp_path / "store", config=config)
+    with pytest.raises(MissingInputError, match="ImageNet weights of resnet18 could not be loaded"):
+        extract_clip_group(planned.items(planned.keys, 1)[0])
     assert planned.missing(planned.keys) == list(planned.keys), "nothing is recorded as failed"

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from talstack.extract.backbone import normalise
 from talstack.extract.card import BackboneCard, load_card
 from talstack.extract.config import ExtractConfig, FinetuneConfig, SamplingConfig
-from talstack.extract.engine import run_items
 from talstack.extract.finetune import augment, finetune, training_recordings
 from talstack.extract.plan import plan_extraction
+from talstack.extract.schedule import run_items
 from talstack.extract.targets import action_loss, class_targets, sampling_weights
 from talstack.extract.weights import WEIGHTS_FILE, build_network, load_backbone, save_backbone
 from talstack.io.errors import ConfigError, InputError, LeakError, MissingInputError, ModelError, TalstackError

@@ -7,8 +7,8 @@ import numpy as np
 import polars as pl
 
 from talstack.extract.config import ExtractConfig, SamplingConfig
-from talstack.extract.engine import run_items
 from talstack.extract.plan import plan_extraction
+from talstack.extract.schedule import run_items
 from talstack.io.extraction import FeatureSet
 from talstack.io.import_binego360 import import_binego360
 from talstack.io.manifest import SCHEMAS, Manifest, empty_table

@@ -1,0 +1,207 @@
+"""The schedule of an extraction: every item to a worker, a dead worker's item to another, a killer into quarantine.
+
+Whatever a decoder or a driver does to its process, the command lives on and the other items are done. Each item has
+one try beside the others and, should its worker die, a second one alone; if that worker dies as well, its shards are
+recorded as failed. See docs/decisions/0012-workers.md.
+"""
+
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import joblib
+
+from talstack.extract.lanes import Reply, run_in_lanes
+from talstack.extract.status import StatusRow
+from talstack.extract.watchdog import places
+from talstack.extract.worker import Orders, Task, extract_item
+from talstack.extract.workers import Workers
+from talstack.io.errors import TalstackError
+from talstack.io.files import sha256_text
+from talstack.io.journal import Attempt, read_journals, shard_names
+from talstack.io.shard import ShardKey
+from talstack.io.store import FeatureStore
+
+MAX_DEATHS = 2  # workers that one item may kill
+MANY_DEATHS = 8  # items whose workers died before anything was done: then it is not the items' fault
+
+Run = Callable[[Any], StatusRow | Sequence[StatusRow]]
+Pool = Callable[[Iterable[Task], Orders, Workers], Iterator[Reply]]
+
+
+class Item(Protocol):
+    """What the schedule needs of an item; it also has `key` (one shard) or `keys` (several)."""
+
+    @property
+    def store_root(self) -> Path:
+        """The store that its shards go to."""
+
+
+class PoolBrokenError(Exception):
+    """A pool ended because a worker died, and does not know whose task it was."""
+
+
+def run_items(
+    items: Sequence[Item], *, jobs: int | Workers = 1, run: Run = extract_item, hang_s: float = 0.0,
+    pool: Pool = run_in_lanes, report: Callable[[StatusRow], None] = lambda row: None,
+    warn: Callable[[str], None] = lambda text: None,
+) -> list[StatusRow]:  # fmt: skip
+    """Do every item in worker processes; return their status rows in the items' order.
+
+    Args:
+        jobs: how many processes, or which.
+        run: does one item.
+        hang_s: a worker that makes no progress for so many seconds is ended; 0 = never.
+        pool: where the processes are.
+        report: called with every row as it comes.
+        warn: called with what happens to workers.
+
+    Raises:
+        TalstackError: what `run` raises, at once; or that every worker dies, whatever it is given.
+    """
+    if not items:
+        return []
+    workers = jobs if isinstance(jobs, Workers) else Workers(jobs, max(1, int(joblib.cpu_count()) // jobs))
+    tasks = {task.name: task for task in map(_task, items)}
+    store_root = items[0].store_root
+    orders = Orders(run, store_root, secrets.token_hex(4), hang_s)
+    schedule = _Schedule(tasks, orders, pool, report, warn)
+    schedule.run_together(workers)
+    schedule.run_alone(workers)
+    return [row for name in tasks for row in schedule.rows[name]]
+
+
+def shard_keys_of(item: Any) -> tuple[ShardKey, ...]:
+    """Return the keys of the shards that an item makes."""
+    keys = getattr(item, "keys", None)
+    return (item.key,) if keys is None else tuple(keys)
+
+
+def _task(item: Item) -> Task:
+    shards = shard_names(shard_keys_of(item))
+    return Task(sha256_text(repr(shards))[:16], shards, item)
+
+
+@dataclass(slots=True)
+class _Schedule:
+    """The state of one call of `run_items`.
+
+    Attributes:
+        rows: status rows by task.
+        deaths: how its workers died, by task.
+    """
+
+    tasks: dict[str, Task]
+    orders: Orders
+    pool: Pool
+    report: Callable[[StatusRow], None]
+    warn: Callable[[str], None]
+    rows: dict[str, list[StatusRow]] = field(default_factory=dict)
+    deaths: dict[str, list[str]] = field(default_factory=dict)
+
+    def run_together(self, workers: Workers) -> None:
+        """Give every task one try, several at a time."""
+        while todo := [task for name, task in self.tasks.items() if name not in self.rows | self.deaths]:
+            try:
+                self._receive(todo, workers)
+            except PoolBrokenError as error:
+                if not self._suspect(str(error)):
+                    raise TalstackError(f"the workers die before they begin ({error}); what is done is kept") from error
+
+    def run_alone(self, workers: Workers) -> None:
+        """Try again what workers died of, one task at a time so that no other is to blame."""
+        alone = replace(workers, jobs=1)
+        for name in list(self.deaths):
+            while name not in self.rows and not self._is_killer(name):
+                try:
+                    self._receive([self.tasks[name]], alone)
+                except PoolBrokenError as error:
+                    self._died(name, str(error))
+            if name not in self.rows:
+                self._quarantine(self.tasks[name])
+
+    def _receive(self, tasks: Sequence[Task], workers: Workers) -> None:
+        with closing(self.pool(tasks, self.orders, workers)) as replies:  # type: ignore[type-var]
+            for reply in replies:
+                if reply.death is None:
+                    self._done(reply.task, list(reply.rows))
+                else:
+                    self._died(reply.task, reply.death)
+                    self._check_that_some_live(max(MANY_DEATHS, 2 * workers.jobs))
+
+    def _done(self, name: str, rows: list[StatusRow]) -> None:
+        attempts = 1 + len(self.deaths.get(name, ()))
+        self.rows[name] = [replace(row, attempts=attempts) for row in rows] if attempts > 1 else rows
+        for row in self.rows[name]:
+            self.report(row)
+
+    def _died(self, name: str, death: str) -> None:
+        """Note a death; a pool that tried again by itself had several, which the journals tell."""
+        left_open = [attempt for attempt in self._attempts() if attempt.task == name and attempt.is_open]
+        reason = death_text(left_open[-1] if left_open else None, death, hang_s=self.orders.hang_s)
+        known = self.deaths.setdefault(name, [])
+        known += [reason] * max(1, len(left_open) - len(known))
+        if not self._is_killer(name):
+            self.warn(f"worker died at {_names(self.tasks[name])}: {reason}; it will be tried again")
+
+    def _is_killer(self, name: str) -> bool:
+        return len(self.deaths[name]) >= MAX_DEATHS
+
+    def _suspect(self, death: str) -> bool:
+        """Take over what the journals of a broken pool tell; return whether they tell anything."""
+        before = len(self.rows) + len(self.deaths)
+        attempts = self._attempts()
+        for attempt in attempts:
+            if not attempt.is_open and attempt.rows and attempt.task not in self.rows:
+                self._done(attempt.task, [StatusRow(**row) for row in attempt.rows])
+        left_open = [a.task for a in attempts if a.is_open and a.task not in self.rows and a.task not in self.deaths]
+        for name in dict.fromkeys(left_open):
+            self._died(name, death)
+        return len(self.rows) + len(self.deaths) > before
+
+    def _attempts(self) -> list[Attempt]:
+        return read_journals(self.orders.store_root, self.orders.run_id)
+
+    def _check_that_some_live(self, many: int) -> None:
+        if not self.rows and len(self.deaths) >= many:
+            reasons = "; ".join(dict.fromkeys(reason for found in self.deaths.values() for reason in found))
+            raise TalstackError(
+                f"the first {len(self.deaths)} workers all died ({reasons}): that is no recording's fault, and none is "
+                "recorded as failed; try fewer --jobs, a smaller extract.batch_segments, or `talstack extract` of one "
+                "--view and --modality"
+            )
+
+    def _quarantine(self, task: Task) -> None:
+        times = "twice" if len(self.deaths[task.name]) == MAX_DEATHS else f"{len(self.deaths[task.name])} times"
+        reason = (
+            f"killed its worker {times} ({self.deaths[task.name][-1]}); quarantined: `talstack extract --retry-failed` "
+            "tries it again"
+        )
+        store, attempts = FeatureStore(self.orders.store_root), len(self.deaths[task.name])
+        rows = []
+        for key in shard_keys_of(task.item):
+            row = StatusRow(key.recording, key.view, key.modality, "done", attempts=attempts)
+            if store.status(key) != "done":  # a worker may have finished some of several shards
+                store.record_failure(key, reason)
+                row = replace(row, outcome="failed", reason=reason, quarantined=True)
+            rows.append(row)
+            self.report(row)
+        self.rows[task.name] = rows
+
+
+def death_text(attempt: Attempt | None, death: str, *, hang_s: float) -> str:
+    """Return why a worker died, from its last words where it had any."""
+    words = attempt.last_words if attempt is not None else ""
+    where = f", in {' and '.join(places(words))}" if places(words) else ""
+    if words.startswith("Timeout ("):
+        return f"no progress for {hang_s:g} s{where}"
+    if words.startswith("Fatal Python error: "):
+        return f"{words.splitlines()[0].removeprefix('Fatal Python error: ')}{where}"
+    return f"{death}, out of memory?" if death == "SIGKILL" else death
+
+
+def _names(task: Task) -> str:
+    return ", ".join(f"{recording} {view}/{modality}" for recording, view, modality, _ in task.shards)

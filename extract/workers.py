@@ -1,0 +1,96 @@
+"""How many worker processes, with how many threads each, on which devices: so that every core is used once."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import joblib
+
+# Resident memory of a process with the libraries loaded, and what it takes per pixel of a batch: ResNet-50 in
+# float32, whose first stages are the largest, and the frames that wait; docs/decisions/0012-workers.md
+PROCESS_BYTES = 700_000_000
+BYTES_PER_PIXEL = 250
+
+_CGROUP = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The worker processes of a run.
+
+    Attributes:
+        jobs: how many.
+        threads: of each.
+        devices: what CUDA_VISIBLE_DEVICES is in the first, second, ... (in turn); empty: left alone.
+    """
+
+    jobs: int
+    threads: int = 1
+    devices: tuple[str, ...] = ()
+
+    def device(self, number: int) -> str | None:
+        """Return the value of CUDA_VISIBLE_DEVICES of one worker, None where it is left alone."""
+        return self.devices[number % len(self.devices)] if self.devices else None
+
+
+def choose_workers(
+    num_items: int, *, jobs: int = 0, num_gpus: int = 0, cores: int | None = None, process_bytes: int = 0,
+    memory_bytes: int | None = None,
+) -> Workers:  # fmt: skip
+    """Return the workers for this many items.
+
+    Without GPUs one process per core, fewer where there are fewer items or less memory; what cores are left over
+    become threads. With GPUs one process each, and the cores shared out among them.
+
+    Args:
+        jobs: how many processes; 0 chooses.
+        num_gpus: how many GPUs the processes would use.
+        cores: how many cores may be used; None asks (affinity and container limits count).
+        process_bytes: what one process needs; 0 sets no bound.
+        memory_bytes: what is free; None asks.
+    """
+    cores = int(joblib.cpu_count()) if cores is None else cores
+    if not jobs:
+        jobs = num_gpus or cores
+        memory_bytes = available_bytes() if memory_bytes is None and process_bytes else memory_bytes
+        if process_bytes and memory_bytes is not None:
+            jobs = min(jobs, memory_bytes // process_bytes)
+    jobs = max(1, min(jobs, num_items))
+    devices = visible_devices(num_gpus) if num_gpus > 1 else ()
+    return Workers(jobs, max(1, cores // jobs), devices)
+
+
+def visible_devices(num_gpus: int) -> tuple[str, ...]:
+    """Return the value of CUDA_VISIBLE_DEVICES that shows one GPU alone, for each of the GPUs that are visible here."""
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return tuple(named[:num_gpus]) if len(named) >= num_gpus else tuple(str(number) for number in range(num_gpus))
+
+
+def process_bytes(*, pixels: int) -> int:
+    """Return about how much memory a process needs whose batches have this many pixels."""
+    return PROCESS_BYTES + BYTES_PER_PIXEL * pixels
+
+
+def available_bytes(*, meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int | None:
+    """Return how much memory is free on this machine or in this container; None where nothing says."""
+    found = [value for value in (_meminfo_bytes(meminfo), _cgroup_bytes(cgroup)) if value is not None]
+    return min(found, default=None)
+
+
+def _meminfo_bytes(path: Path) -> int | None:
+    try:
+        for line in path.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def _cgroup_bytes(folder: Path) -> int | None:
+    try:
+        limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return None if limit == "max" else max(0, int(limit) - int(used))
+    except (OSError, ValueError):
+        return None
