@@ -83,8 +83,8 @@ def _run(todo: "list[ShardKey]", plan: "ExtractionPlan", jobs: int) -> list[dict
         with Progress(*columns, console=Console(stderr=True)) as progress:
             bar = progress.add_task("extracting", total=len(missing))
             rows += run_items(
-                plan.items(missing, jobs), jobs=jobs, hang_s=plan.config.hang_s, report=lambda row: progress.advance(bar),
-                warn=progress.console.print,
+                plan.items(missing, jobs), jobs=jobs, hang_s=plan.config.hang_s,
+                report=lambda row: progress.advance(bar), warn=progress.console.print,
             )  # fmt: skip
     return [asdict(row) for row in sorted(rows, key=lambda row: (row.recording, row.view, row.modality))]
 

@@ -157,7 +157,7 @@ def test_a_damaged_shard_never_reads_as_data(toy_data: Path, tmp_path: Path) -> 
 def test_what_the_data_set_lacks_is_refused(toy_data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="view 'side' is not in toy; views: ego, front"):
         plan(toy_data, tmp_path, views=["side"])
-    with pytest.raises(InputError, match="modality 'depth' is not in toy; modalities: rgb, audio, sensor"):
+    with pytest.raises(InputError, match="modality 'depth' is not in toy; modalities: rgb, rgbdiff, audio, sensor"):
         plan(toy_data, tmp_path, modalities=["depth"])
     with pytest.raises(ConfigError, match="segment_s must be > 0"):
         SamplingConfig(segment_s=0)
