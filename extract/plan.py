@@ -14,6 +14,7 @@ from talstack.extract.card import BackboneCard, BackboneSource, load_card
 from talstack.extract.config import ExtractConfig, SamplingConfig
 from talstack.extract.recipes import RGB, build_recipes
 from talstack.extract.status import StatusRow
+from talstack.extract.workers import Workers, choose_workers, count_gpus, process_bytes
 from talstack.io.errors import ConfigError
 from talstack.io.extraction import Extraction, check_views, shard_keys
 from talstack.io.manifest import Manifest
@@ -69,11 +70,19 @@ class ExtractionPlan:
         for key in self.keys:
             self.store.forget_failure(key)
 
-    def items(self, keys: Sequence[ShardKey], jobs: int) -> list["ExtractionItem"]:
+    def workers(self, keys: Sequence[ShardKey], jobs: int = 0) -> Workers:
+        """Return the worker processes of this machine that these shards are for; `jobs` 0 chooses how many."""
+        if self.source is None or not any("backbone" in key.recipe for key in keys):
+            return choose_workers(len(keys), jobs=jobs)
+        card = self.source.card
+        pixels = self.batch_segments * card.frames_per_segment * card.frame_size**2
+        return choose_workers(len(keys), jobs=jobs, num_gpus=count_gpus(), process_bytes=process_bytes(pixels=pixels))
+
+    def items(self, keys: Sequence[ShardKey], jobs: int | Workers) -> list["ExtractionItem"]:
         """Return the work of these shards for the engine, with the cores shared out among `jobs` processes."""
         from talstack.extract.engine import ExtractionItem
 
-        threads = max(1, int(joblib.cpu_count()) // jobs)
+        threads = jobs.threads if isinstance(jobs, Workers) else max(1, int(joblib.cpu_count()) // jobs)
         return [
             ExtractionItem(key, self.store.root, self.manifest_folder, self.source, self.batch_segments, threads)
             for key in keys

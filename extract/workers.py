@@ -13,6 +13,7 @@ BYTES_PER_PIXEL = 250
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
+_DEVICES = Path("/dev")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +95,12 @@ def _cgroup_bytes(folder: Path) -> int | None:
         return None if limit == "max" else max(0, int(limit) - int(used))
     except (OSError, ValueError):
         return None
+
+
+def count_gpus() -> int:
+    """Return how many GPUs torch can use here; it is loaded only where there is a device file of one."""
+    if not any(any(_DEVICES.glob(name)) for name in ("nvidia[0-9]*", "kfd", "dxg")):
+        return 0
+    import torch
+
+    return int(torch.cuda.device_count())
