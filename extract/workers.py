@@ -6,10 +6,10 @@ from pathlib import Path
 
 import joblib
 
-# Resident memory of a process with the libraries loaded, and what it takes per pixel of a batch: ResNet-50 in
-# float32, whose first stages are the largest, and the frames that wait; docs/decisions/0012-workers.md
-PROCESS_BYTES = 700_000_000
-BYTES_PER_PIXEL = 250
+# What a process takes with its libraries loaded, and per pixel of a batch (ResNet-50 in float32, whose first stages
+# are the largest); measured by benchmarks/workers.py
+PROCESS_BYTES = 800_000_000
+BYTES_PER_PIXEL = 300
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")

@@ -128,13 +128,7 @@ def _known(contents: StoreContents) -> dict[Path, dict[str, Any]]:
 
 def _read(file: StoreFile, root: Path) -> dict[str, Any]:
     """Return what the file itself tells of its row."""
-    entry, valid = read_entry(file), None
-    if file.kind == "shard" and entry.identity is not None:
-        try:
-            with OpenShard(file.path) as shard:
-                valid = shard.num_valid
-        except (TalstackError, OSError) as error:  # gone or replaced between the two looks
-            entry = ShardEntry(file, None, reason=str(error))
+    entry, valid = _look(file)
     identity = "" if entry.identity is None else canonical_json(dict(entry.identity))
     recording, view, modality = entry.group or (None, None, None)
     outcome = "unreadable" if entry.identity is None else "done" if file.kind == "shard" else "failed"
@@ -144,6 +138,17 @@ def _read(file: StoreFile, root: Path) -> dict[str, Any]:
         "reason": entry.reason, "rows": entry.num_segments, "valid": valid, "size_bytes": file.size_bytes,
         "mtime_ns": file.mtime_ns, "made_s": file.changed_s, "worker": None, "identity": identity,
     }  # fmt: skip
+
+
+def _look(file: StoreFile) -> tuple[ShardEntry, int | None]:
+    """Return what a file was made from and how many of its rows hold features."""
+    if file.kind != "shard":
+        return read_entry(file), None
+    try:
+        with OpenShard(file.path) as shard:
+            return ShardEntry(file, parse_identity(shard.identity, file.path), shard.num_rows), shard.num_valid
+    except (TalstackError, OSError) as error:
+        return ShardEntry(file, None, reason=str(error)), None
 
 
 def _check(row: Mapping[str, Any]) -> str:
