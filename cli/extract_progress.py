@@ -92,7 +92,9 @@ def print_table(rows: Sequence["StatusRow"]) -> None:
         rate = "-" if made.segments_per_s is None else f"{made.segments_per_s:.3g}"
         shares = (share_text(getattr(made, stage)) for stage in STAGES)
         table.add_row(view, modality, *map(str, counts), rate, *shares)
-    Console(stderr=True).print(table)
+    console = Console(stderr=True)
+    console.width = max(console.width, 110)  # a pipe has 80 columns, which would cut the heads
+    console.print(table)
 
 
 def summary_line(rows: Sequence["StatusRow"], *, seconds: float) -> str:
@@ -133,8 +135,8 @@ class RunningBar:
         made, elapsed_s = figures(self._rows), self._progress.tasks[self._bar].elapsed or 0.0
         rate = f"{made.segments / elapsed_s:.3g}" if made.segments and elapsed_s else "-"
         return (
-            f"{rate} segments/s, decode {share_text(made.decode)}, compute {share_text(made.compute)}, "
-            f"{made.failed} failed"
+            f"{rate} segments/s, decode {share_text(made.decode)} compute {share_text(made.compute)}, "
+            f"{made.failed} failed,"
         )
 
 
@@ -142,19 +144,12 @@ class RunningBar:
 def running_bar(num_shards: int) -> Iterator[RunningBar]:
     """Yield the bar over so many shards, on stderr."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        BarColumn(10), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn(),
+        TextColumn("left"),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = RunningBar(progress, progress.add_task("extracting", total=num_shards, figures=""))
+        bar = RunningBar(progress, progress.add_task("", total=num_shards, figures=""))
         yield bar

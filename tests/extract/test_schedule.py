@@ -62,6 +62,9 @@ def do(item: Item) -> list[StatusRow]:
         os._exit(3)
     if item.does == "slow":
         time.sleep(0.05)
+    if item.does == "grow":
+        sys.modules["grown"] = np.ones(50_000_000)  # 0.4 GB that stay
+        time.sleep(1.1)  # loky looks once a second
     if item.does == "hang":
         time.sleep(60)
     if item.does == "hang in C":
@@ -252,6 +255,12 @@ def test_a_pool_that_never_begins_is_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(TalstackError, match=r"the workers die before they begin \(no actor\)"):
         run_items([item(tmp_path, "a")], jobs=2, run=do, pool=pool)
+
+
+def test_a_worker_that_loads_a_network_is_kept(tmp_path: Path) -> None:
+    pytest.importorskip("psutil", reason="loky looks at memory only with psutil")
+    run_items([item(tmp_path, "a"), item(tmp_path, "b", "grow"), item(tmp_path, "c", "grow")], jobs=1, run=do)
+    assert len({begun(tmp_path, name)[0] for name in "abc"}) == 1
 
 
 def test_every_task_has_a_name_of_its_own_and_no_work_starts_no_process(tmp_path: Path) -> None:
