@@ -11,6 +11,7 @@ SUBCOMMANDS: Mapping[str, str] = {
     "verify": "talstack.cli.cache_verify",
     "explain": "talstack.cli.cache_explain",
     "gc": "talstack.cli.cache_gc",
+    "index": "talstack.cli.cache_index",
     "import": "talstack.cli.cache_import",
     "export": "talstack.cli.cache_export",
 }

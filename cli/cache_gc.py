@@ -48,9 +48,9 @@ def command(  # noqa: PLR0913 - one parameter per option
     """Say what in STORE nothing refers to, and with --delete remove it.
 
     Garbage are recipes that no record in STORE/extractions names, shards superseded by others of the same recording,
-    view and modality (only with --data), temporary files more than a day old, and the quarantine. A recipe that a
-    record names stays. To give up an extraction, remove its record from STORE/extractions first. Safe beside a running
-    `talstack extract`.
+    view and modality (only with --data), temporary files and journals of workers more than a day old, and the
+    quarantine. A recipe that a record names stays. To give up an extraction, remove its record from STORE/extractions
+    first. Safe beside a running `talstack extract`.
     """
     from talstack.io.manifest import Manifest
     from talstack.io.store_contents import scan_store

@@ -17,18 +17,23 @@ if TYPE_CHECKING:
 @click.command("ls")
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option("--shards", "show_shards", is_flag=True, help="List every shard and recorded failure.")
+@click.option("--rebuild", is_flag=True, help="Write STORE/index.parquet anew first.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def command(store: Path, show_shards: bool, as_json: bool) -> None:
+def command(store: Path, show_shards: bool, rebuild: bool, as_json: bool) -> None:
     """List what is in STORE by recipe: kind, backbone, views and modalities, size, age, who uses it.
 
     A recipe is the settings that features were made with; its folder is named by their hash. Leftovers are temporary
-    files of killed workers, quarantined files, and files that no talstack puts there.
+    files of killed workers, quarantined files, and files that no talstack puts there. What the index (see `talstack
+    cache index`) knows is not opened, as long as size and time of the file are what they were.
     """
     from talstack.io.store_contents import scan_store
+    from talstack.io.store_index import indexed_entries, update_index
     from talstack.io.store_summary import summarise
 
+    if rebuild:
+        update_index(scan_store(store), rebuild=True)
     contents = scan_store(store)
-    summaries = summarise(contents)
+    summaries = summarise(contents, read=indexed_entries(contents))
     if as_json:
         click.echo(json.dumps(to_json(contents, summaries, with_shards=show_shards), allow_nan=False))
         return

@@ -1,15 +1,19 @@
 """`talstack extract`: run the backbone once over every view and store the features."""
 
 import json
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from talstack.cli.extract_progress import print_table, running_bar, summary_line, to_json
 from talstack.cli.jobs import jobs_option
 
 if TYPE_CHECKING:
     from talstack.extract.plan import ExtractionPlan
+    from talstack.extract.remote import Backend
+    from talstack.extract.status import StatusRow
     from talstack.io.shard import ShardKey
 
 
@@ -21,22 +25,34 @@ if TYPE_CHECKING:
 @click.option("--modality", "modalities", multiple=True, help="Only rgb, audio or an external feature's name.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file; see `talstack init`.")
 @click.option("--name", help="Name of this extraction for `talstack heads --extraction` [the data set's name].")
-@jobs_option("Processes")
+@jobs_option("Processes", chosen="one per GPU, or one per core as far as memory goes")
+@click.option(
+    "--backend",
+    type=click.Choice(["loky", "dask", "ray"]),
+    default="loky",
+    show_default=True,
+    help="Where workers run: this machine, or a cluster of dask or ray.",
+)
+@click.option("--scheduler", metavar="ADDRESS", help="Address of dask's scheduler or of a ray cluster.")
 @click.option("--shard", default="1/1", metavar="i/n", help="Only the i-th of n parts, for array jobs.")
 @click.option("--retry-failed", is_flag=True, help="Try recorded failures again.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def command(  # noqa: PLR0913 - one parameter per option
     data: Path, store: Path, backbone: Path | None, views: tuple[str, ...], modalities: tuple[str, ...],
-    config_file: Path | None, name: str | None, jobs: int, shard: str, retry_failed: bool, as_json: bool,
+    config_file: Path | None, name: str | None, jobs: int, backend: "Backend", scheduler: str | None, shard: str,
+    retry_failed: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Extract the features of every (recording, view, modality) of DATA into the store.
 
     Safe to stop at any moment and to run again: what is done is skipped. A clip that cannot be read becomes a
-    recorded failure with its reason; the rest goes on, and the exit code is 1.
+    recorded failure with its reason; so does one that kills or hangs its worker twice; the rest goes on, and the exit
+    code is 1.
     """
     from talstack.cli.config import load_config
     from talstack.extract.plan import plan_extraction
 
+    started_s = time.monotonic()
+    _check_backend(backend, scheduler)
     config = load_config(config_file)
     plan = plan_extraction(
         data, store, config=config.extract, sampling=config.sampling, backbone=backbone, views=views,
@@ -45,17 +61,26 @@ def command(  # noqa: PLR0913 - one parameter per option
     if retry_failed:
         plan.forget_failures()
     todo = plan.part(_parse_shard(shard))
-    rows = _run(todo, plan, jobs)
-    failed = [row for row in rows if row["outcome"] == "failed"]
+    rows = _run(todo, plan, jobs=jobs, backend=backend, scheduler=scheduler)
+    seconds = time.monotonic() - started_s
     if as_json:
-        click.echo(json.dumps({"extraction": plan.extraction.name, "store": str(store), "shards": rows}))
+        named = {"extraction": plan.extraction.name, "store": str(store)}
+        click.echo(json.dumps({**named, **to_json(rows, seconds=seconds)}, allow_nan=False))
     else:
-        _print_table(rows)
-        click.echo(f"{store}: extraction {plan.extraction.name!r}, {len(rows)} shards, {len(failed)} failed")
+        print_table(rows)
+        click.echo(f"{store}: extraction {plan.extraction.name!r}, {summary_line(rows, seconds=seconds)}")
+    failed = [row for row in rows if row.outcome == "failed"]
+    for row in failed:
+        click.echo(f"failed: {row.recording} {row.view}/{row.modality}: {row.reason}", err=True)
     if failed:
-        for row in failed:
-            click.echo(f"failed: {row['recording']} {row['view']}/{row['modality']}: {row['reason']}", err=True)
         raise click.exceptions.Exit(1)
+
+
+def _check_backend(backend: "Backend", scheduler: str | None) -> None:
+    if backend == "dask" and scheduler is None:
+        raise click.UsageError("--backend dask needs --scheduler ADDRESS, such as tcp://HOST:8786")
+    if backend == "loky" and scheduler is not None:
+        raise click.UsageError("--scheduler is for --backend dask or ray; loky runs on this machine")
 
 
 def _parse_shard(text: str) -> tuple[int, int]:
@@ -65,43 +90,22 @@ def _parse_shard(text: str) -> tuple[int, int]:
     return int(part), int(parts)
 
 
-def _run(todo: "list[ShardKey]", plan: "ExtractionPlan", jobs: int) -> list[dict[str, Any]]:
+def _run(
+    todo: "list[ShardKey]", plan: "ExtractionPlan", *, jobs: int, backend: "Backend", scheduler: str | None
+) -> "list[StatusRow]":
     """Run what is missing under a progress bar; cached shards never start a worker or import torch."""
-    from dataclasses import asdict
-
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
     # before looking what is there: a `cache gc` at the same time keeps what a record names
     plan.extraction.save(plan.store.root)
     rows = plan.finished_rows(todo)
     missing = plan.missing(todo)
     if missing:
+        from talstack.extract.remote import open_pool
         from talstack.extract.schedule import run_items
+        from talstack.extract.workers import Workers
 
-        columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            bar = progress.add_task("extracting", total=len(missing))
-            rows += run_items(
-                plan.items(missing, jobs), jobs=jobs, hang_s=plan.config.hang_s,
-                report=lambda row: progress.advance(bar), warn=progress.console.print,
-            )  # fmt: skip
-    return [asdict(row) for row in sorted(rows, key=lambda row: (row.recording, row.view, row.modality))]
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    from collections import Counter
-
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("view", "modality", "new", "cached", "failed", "segments", "masked", title="features")
-    for view, modality in sorted({(row["view"], row["modality"]) for row in rows}):
-        group = [row for row in rows if (row["view"], row["modality"]) == (view, modality)]
-        count = Counter(row["outcome"] for row in group)
-        segments = sum(row["num_segments"] for row in group)
-        masked = segments - sum(row["num_valid"] for row in group)
-        table.add_row(
-            view, modality, *(str(count[k]) for k in ("done", "cached", "failed")), str(segments), str(masked)
-        )
-    Console(stderr=True).print(table)
+        local = plan.workers(missing, jobs) if backend == "loky" else Workers(1)
+        with open_pool(backend, local, scheduler=scheduler) as (pool, workers), running_bar(len(missing)) as bar:
+            items = plan.items(missing, workers, here=backend == "loky")
+            hang_s = plan.config.hang_s
+            rows += run_items(items, jobs=workers, pool=pool, hang_s=hang_s, report=bar.report, warn=bar.warn)
+    return sorted(rows, key=lambda row: (row.recording, row.view, row.modality))

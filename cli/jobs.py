@@ -14,17 +14,18 @@ def _resolve(context: click.Context, parameter: click.Parameter, asked: int) -> 
     return int(joblib.cpu_count())
 
 
-def jobs_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def jobs_option(what: str, *, chosen: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a `--jobs` option that hands the command a number of at least 1; 0 stands for one per core.
 
     Args:
         what: what there are several of, such as "Processes".
+        chosen: how the command itself chooses where it is handed 0, which it is only then.
     """
     return click.option(
         "--jobs",
         default=0,
         type=click.IntRange(0),
-        callback=_resolve,
-        show_default="one per core",
-        help=f"{what}; 0 = one per core.",
+        callback=None if chosen else _resolve,
+        show_default=chosen or "one per core",
+        help=f"{what}; 0 = {chosen or 'one per core'}.",
     )

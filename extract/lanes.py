@@ -8,6 +8,7 @@ whose it is, and one job runs in a process of its own as well, where joblib woul
 import os
 import re
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -123,7 +124,7 @@ class LanesBackend(ParallelBackendBase):  # type: ignore[misc]
     def terminate(self) -> None:
         """Keep the idle processes for the next call."""
         with self._lock:
-            _IDLE.extend(self._free)
+            _rest(self._free)
             self._free = []
 
     def _environment(self, number: int) -> dict[str, str]:
@@ -141,19 +142,40 @@ class _Lane:
     environment: dict[str, str]
 
 
-_IDLE: list[_Lane] = []
+_IDLE: list[tuple[float, _Lane]] = []  # since when (time.monotonic), oldest first
+_IDLE_LOCK = threading.Lock()
+
+
+def _rest(lanes: list[_Lane]) -> None:
+    """Keep the lanes for the next call, for a while."""
+    with _IDLE_LOCK:
+        _IDLE.extend((time.monotonic(), lane) for lane in lanes)
+    timer = threading.Timer(IDLE_S + 1, _end_idle)
+    timer.daemon = True
+    timer.start()
+
+
+def _end_idle() -> None:
+    """End the processes that have waited long enough."""
+    with _IDLE_LOCK:
+        old = [lane for since_s, lane in _IDLE if time.monotonic() - since_s > IDLE_S]
+        _IDLE[:] = [(since_s, lane) for since_s, lane in _IDLE if lane not in old]
+    for lane in old:
+        lane.pool.shutdown(wait=False, kill_workers=True)
 
 
 def _take_lane(environment: dict[str, str]) -> _Lane:
-    for lane in _IDLE:
-        if lane.environment == environment:
-            _IDLE.remove(lane)
-            return lane
+    with _IDLE_LOCK:
+        for place, (_, lane) in enumerate(_IDLE):
+            if lane.environment == environment:
+                return _IDLE.pop(place)[1]
     return _new_lane(environment)
 
 
 def _new_lane(environment: dict[str, str]) -> _Lane:
-    pool = ProcessPoolExecutor(1, timeout=IDLE_S, initializer=become_worker, initargs=(os.getpid(),), env=environment)
+    # No timeout of loky's own: it replaces a process that has timed out after it has told the thread that watches the
+    # processes about the new task, so that this thread may never hear of the new process, nor of its death.
+    pool = ProcessPoolExecutor(1, timeout=None, initializer=become_worker, initargs=(os.getpid(),), env=environment)
     return _Lane(pool, environment)
 
 

@@ -1,13 +1,13 @@
 """The networks of a worker process: loaded once, since that costs more than a short clip."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from talstack.extract.backbone import TSMBackbone, pick_device
 from talstack.extract.card import BackboneSource
 from talstack.extract.motion import motion_backbone
-from talstack.extract.runtime_choice import Choice, check_agreement, choose_runtime, random_pixels
+from talstack.extract.runtime_choice import check_agreement, choose_runtime, random_pixels
 from talstack.extract.runtimes import EagerRuntime, Runtime, build_runtime
 from talstack.extract.weights import load_source
 from talstack.io.files import canonical_json
@@ -58,14 +58,20 @@ def runtime_of(order: NetworkOrder, modality: str) -> Runtime:
     return _BUILT[key]
 
 
-def choose_for(order: NetworkOrder) -> Choice | None:
-    """Return which runtime "auto" means here, measured where it has not been; None where there is nothing to choose."""
+def with_fastest_runtime(order: NetworkOrder) -> NetworkOrder:
+    """Return the order with what "auto" means on this machine, measured where it has not been.
+
+    Done before workers start: several that measure at once would measure each other.
+    """
     if order.runtime != "auto" or order.precision != "float32" or pick_device().type != "cpu":
-        return None
+        return order
     before = torch.get_num_threads()
     torch.set_num_threads(order.threads)
     try:
-        return choose_runtime(load_source(order.source), frame_size=order.source.card.frame_size, threads=order.threads)
+        size = order.source.card.frame_size
+        return replace(
+            order, runtime=choose_runtime(load_source(order.source), frame_size=size, threads=order.threads).name
+        )
     finally:
         torch.set_num_threads(before)
 

@@ -15,6 +15,7 @@ from talstack.extract.config import ExtractConfig, SamplingConfig
 from talstack.extract.derived_views import choose_views, derive_views
 from talstack.extract.recipes import RGB, RGBDIFF, build_recipes
 from talstack.extract.status import StatusRow
+from talstack.extract.workers import Workers, choose_workers, count_gpus, process_bytes
 from talstack.io.errors import ConfigError
 from talstack.io.extraction import PICTURES, Extraction, shard_keys
 from talstack.io.manifest import Manifest
@@ -70,34 +71,51 @@ class ExtractionPlan:
         for key in self.keys:
             self.store.forget_failure(key)
 
-    def items(self, keys: Sequence[ShardKey], jobs: int) -> list["ExtractionItem"]:
+    def workers(self, keys: Sequence[ShardKey], jobs: int = 0) -> Workers:
+        """Return the worker processes of this machine that these shards are for; `jobs` 0 chooses how many."""
+        num_items = len(_groups(keys))
+        if self.source is None or not any("backbone" in key.recipe for key in keys):
+            return choose_workers(num_items, jobs=jobs)
+        card = self.source.card
+        pixels = self.config.batch_segments * card.frames_per_segment * card.frame_size**2
+        needed = process_bytes(pixels=pixels)
+        return choose_workers(num_items, jobs=jobs, num_gpus=count_gpus(), process_bytes=needed)
+
+    def items(self, keys: Sequence[ShardKey], jobs: int | Workers, *, here: bool = True) -> list["ExtractionItem"]:
         """Return the work of these shards for the engine, with the cores shared out among `jobs` processes.
 
         Shards that are made from the same pictures are one item, so that every frame is decoded once.
+
+        Args:
+            here: the work is done on this machine, so the fastest runtime is looked for here, before it begins.
         """
         from talstack.extract.engine import ExtractionItem
 
-        threads = max(1, int(joblib.cpu_count()) // jobs)
-        groups: dict[tuple[str, ...], list[ShardKey]] = {}
-        for key in keys:
-            view = split_view(key.view)[0]
-            what = "pictures" if key.recipe["kind"] in PICTURES else key.modality
-            groups.setdefault((key.recording, view, what), []).append(key)
+        threads = jobs.threads if isinstance(jobs, Workers) else max(1, int(joblib.cpu_count()) // jobs)
+        network = self._network(threads, here=here) if any("backbone" in key.recipe for key in keys) else None
         return [
             ExtractionItem(
-                tuple(group), self.store.root, self.manifest_folder, self.network(threads),
-                self.config.batch_segments, threads,
+                tuple(group), self.store.root, self.manifest_folder, network, self.config.batch_segments, threads
             )
-            for group in groups.values()
+            for group in _groups(keys)
         ]  # fmt: skip
 
-    def network(self, threads: int) -> "NetworkOrder | None":
-        """Return what computes the features of pictures, with so many threads."""
-        from talstack.extract.networks import NetworkOrder
+    def _network(self, threads: int, *, here: bool) -> "NetworkOrder | None":
+        from talstack.extract.networks import NetworkOrder, with_fastest_runtime
 
         if self.source is None:
             return None
-        return NetworkOrder(self.source, self.config.runtime, self.config.precision, threads)
+        order = NetworkOrder(self.source, self.config.runtime, self.config.precision, threads)
+        return with_fastest_runtime(order) if here else order
+
+
+def _groups(keys: Sequence[ShardKey]) -> list[list[ShardKey]]:
+    """Return the keys in groups that are made together: all from the pictures of one view, or one of another kind."""
+    groups: dict[tuple[str, ...], list[ShardKey]] = {}
+    for key in keys:
+        what = "pictures" if key.recipe["kind"] in PICTURES else key.modality
+        groups.setdefault((key.recording, split_view(key.view)[0], what), []).append(key)
+    return list(groups.values())
 
 
 def plan_extraction(

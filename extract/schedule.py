@@ -6,6 +6,7 @@ recorded as failed. See docs/decisions/0012-workers.md.
 """
 
 import secrets
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -71,7 +72,12 @@ def run_items(
     schedule = _Schedule(tasks, orders, pool, report, warn)
     schedule.run_together(workers)
     schedule.run_alone(workers)
-    return [row for name in tasks for row in schedule.rows[name]]
+    attempts = schedule.count_attempts()
+    return [
+        replace(row, attempts=max(row.attempts, attempts[name])) if attempts[name] > 1 else row
+        for name in tasks
+        for row in schedule.rows[name]
+    ]
 
 
 def shard_keys_of(item: Any) -> tuple[ShardKey, ...]:
@@ -122,6 +128,10 @@ class _Schedule:
                     self._died(name, str(error))
             if name not in self.rows:
                 self._quarantine(self.tasks[name])
+
+    def count_attempts(self) -> Counter[str]:
+        """Return how many workers began each task; a cluster may try again without saying so."""
+        return Counter(attempt.task for attempt in self._attempts())
 
     def _receive(self, tasks: Sequence[Task], workers: Workers) -> None:
         with closing(self.pool(tasks, self.orders, workers)) as replies:  # type: ignore[type-var]

@@ -13,11 +13,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from joblib.externals.loky import process_executor
+
 from talstack.extract import watchdog
 from talstack.extract.status import StatusRow
 from talstack.io.journal import JournalWriter
 
 PARENT_CHECK_S = 0.2
+MAX_GROWTH_BYTES = 4_000_000_000  # loky replaces a process that grows by more than this, and by default by 0.3 GB
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,8 @@ def _journal(orders: Orders) -> JournalWriter:
 
 def become_worker(parent: int) -> None:
     """Prepare a process started on this machine: it outlives neither its parent nor hears Ctrl-C by itself."""
+    # a network that is loaded after the first task is no leak; loky looks only where psutil is installed
+    process_executor._MAX_MEMORY_LEAK_SIZE = MAX_GROWTH_BYTES
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends its workers
     threading.Thread(target=_end_with, args=(parent,), daemon=True, name="parent").start()
 

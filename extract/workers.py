@@ -6,13 +6,14 @@ from pathlib import Path
 
 import joblib
 
-# Resident memory of a process with the libraries loaded, and what it takes per pixel of a batch: ResNet-50 in
-# float32, whose first stages are the largest, and the frames that wait; docs/decisions/0012-workers.md
-PROCESS_BYTES = 700_000_000
-BYTES_PER_PIXEL = 250
+# What a process takes with its libraries loaded, and per pixel of a batch (ResNet-50 in float32, whose first stages
+# are the largest); measured by benchmarks/workers.py
+PROCESS_BYTES = 800_000_000
+BYTES_PER_PIXEL = 300
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
+_DEVICES = Path("/dev")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +95,12 @@ def _cgroup_bytes(folder: Path) -> int | None:
         return None if limit == "max" else max(0, int(limit) - int(used))
     except (OSError, ValueError):
         return None
+
+
+def count_gpus() -> int:
+    """Return how many GPUs torch can use here; it is loaded only where there is a device file of one."""
+    if not any(any(_DEVICES.glob(name)) for name in ("nvidia[0-9]*", "kfd", "dxg")):
+        return 0
+    import torch
+
+    return int(torch.cuda.device_count())

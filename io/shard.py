@@ -194,6 +194,12 @@ class OpenShard:
         """Why rows are invalid, which reader served, ..."""
         return tuple(json.loads(self._notes))
 
+    @property
+    def num_valid(self) -> int:
+        """How many rows hold features; as stored, without a look at the checksum."""
+        with _refusing(self.path):
+            return int(np.count_nonzero(self._file["valid"][()]))
+
     def check_key(self, key: ShardKey) -> None:
         """Check that this is the shard of `key`.
 

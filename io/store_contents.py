@@ -16,10 +16,14 @@ from typing import Any, Literal
 from talstack.io.errors import InputError, MissingInputError, StoreError, TalstackError
 from talstack.io.extraction import Extraction
 from talstack.io.files import TEMPORARY_PREFIX, canonical_json, read_json, sha256_text
+from talstack.io.journal import JOURNAL_FOLDER
 from talstack.io.shard import OpenShard, ShardKey
 
-FileKind = Literal["shard", "failure", "recipe", "extraction", "hashes", "temporary", "quarantined", "foreign"]
+FileKind = Literal[
+    "shard", "failure", "recipe", "extraction", "hashes", "journal", "index", "temporary", "quarantined", "foreign"
+]
 
+INDEX = "index.parquet"  # see `store_index`
 QUARANTINE = "quarantine"  # folder that `verify --quarantine` moves bad files to
 REMOVAL_PREFIX = ".gc-"  # a recipe's folder while it is being removed
 _RECIPE = re.compile(r"[0-9a-f]{16}")
@@ -37,6 +41,7 @@ class StoreFile:
         recipe: name of the recipe folder it lies in; "" outside of one.
         size_bytes: its size.
         changed_s: when it was last written, or, for a quarantined file, moved; seconds since 1970.
+        mtime_ns: when it was last written, to the nanosecond.
     """
 
     path: Path
@@ -44,6 +49,7 @@ class StoreFile:
     recipe: str
     size_bytes: int
     changed_s: float
+    mtime_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +233,7 @@ def _walk(root: Path, folder: Path) -> Iterator[StoreFile]:
         kind: FileKind = _kind(parts) if entry.is_file(follow_symlinks=False) else "foreign"
         recipe = parts[0] if len(parts) > 1 and _RECIPE.fullmatch(parts[0]) else ""
         changed_s = stat.st_ctime if kind == "quarantined" else stat.st_mtime
-        yield StoreFile(path, kind, recipe, stat.st_size, changed_s)
+        yield StoreFile(path, kind, recipe, stat.st_size, changed_s, stat.st_mtime_ns)
 
 
 def _kind(parts: tuple[str, ...]) -> FileKind:
@@ -239,7 +245,9 @@ def _kind(parts: tuple[str, ...]) -> FileKind:
     if name.startswith(TEMPORARY_PREFIX) and (depth == 1 or in_recipe or parts[0] == "extractions"):
         return "temporary"
     if depth == 1:
-        return "hashes" if name == "clip-hashes.json" else "foreign"
+        return "hashes" if name == "clip-hashes.json" else "index" if name == INDEX else "foreign"
+    if depth == 2 and parts[0] == JOURNAL_FOLDER and name.endswith(".jsonl"):
+        return "journal"
     if depth == 2 and parts[0] == "extractions" and name.endswith(".json"):
         return "extraction"
     if depth == 2 and in_recipe and name == "recipe.json":

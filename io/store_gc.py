@@ -2,8 +2,8 @@
 
 Kept: every recipe that the record of an extraction names. Garbage: recipes that no record names; within a kept
 recipe, shards superseded by others of the same recording, view and modality, as far as the data folders given tell;
-temporary files of killed workers; the quarantine. Only what was written long enough ago is garbage, and no file whose
-kind is not known is ever removed.
+temporary files of killed workers; journals of workers that are done; the quarantine. Only what was written long enough
+ago is garbage, and no file whose kind is not known is ever removed.
 
 No lock is needed beside a running `talstack extract`, which saves its record before it looks which shards are there.
 A recipe's folder is first renamed, then the records are read again: a record that came before the rename is seen now
@@ -21,6 +21,7 @@ from typing import Literal
 
 from talstack.io.errors import InputError, StoreError
 from talstack.io.extraction import Extraction, shard_keys
+from talstack.io.journal import read_journal
 from talstack.io.manifest import Manifest
 from talstack.io.store import ClipHashes, FeatureStore, failure_path
 from talstack.io.store_contents import (
@@ -35,9 +36,10 @@ from talstack.io.store_contents import (
     scan_store,
 )
 
-Reason = Literal["no extraction names its recipe", "superseded", "temporary", "quarantined"]
+Reason = Literal["no extraction names its recipe", "superseded", "temporary", "quarantined", "journal of the past"]
 DAY_S = 86400.0
 MIN_TEMPORARY_S = DAY_S  # whoever writes a temporary file renames it within minutes
+MIN_OPEN_S = 7 * DAY_S  # a journal whose last task has no end: by then its worker is dead
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,8 @@ def plan_gc(
     Args:
         manifests: every data set whose features are in the store; a shard is superseded if none of them asks for it
             and the one that is asked for in its stead is there. None: no shard is taken for superseded.
-        older_than_days: files written later than this are never garbage; temporary files have a day at least.
+        older_than_days: files written later than this are never garbage; temporary files and journals have a day at
+            least.
         now_s: the time, seconds since 1970.
 
     Raises:
@@ -90,15 +93,22 @@ def plan_gc(
     extractions = read_extractions(contents)
     now_s = time.time() if now_s is None else now_s
     before_s = now_s - older_than_days * DAY_S
-    temporary_before_s = min(before_s, now_s - MIN_TEMPORARY_S)  # a newer one may be in use
     kept = _kept_recipes(contents, extractions, before_s)
     superseded, num_unjudged = _superseded(contents, extractions, manifests)
     found = [Garbage(file, reason) for file in contents.files if (reason := _reason(file, kept, superseded))]
-    old = [
-        item for item in found if item.file.changed_s < (temporary_before_s if item.reason == "temporary" else before_s)
-    ]
+    old = [item for item in found if item.file.changed_s < min(before_s, now_s - _min_age_s(item))]
     foreign = tuple(file.path for file in contents.of_kind("foreign"))
     return GcPlan(tuple(old), kept, len(found) - len(old), num_unjudged, foreign)
+
+
+def _min_age_s(item: Garbage) -> float:
+    """Return how old a file must be at least, since a newer one may be in use."""
+    if item.reason == "temporary":
+        return MIN_TEMPORARY_S
+    if item.reason == "journal of the past":
+        attempts = read_journal(item.file.path)
+        return MIN_OPEN_S if attempts and attempts[-1].is_open else MIN_TEMPORARY_S
+    return 0.0
 
 
 def _kept_recipes(contents: StoreContents, extractions: Sequence[Extraction], before_s: float) -> dict[str, str]:
@@ -120,6 +130,8 @@ def _reason(file: StoreFile, kept: dict[str, str], superseded: set[Path]) -> Rea
         return "temporary"
     if file.kind == "quarantined":
         return "quarantined"
+    if file.kind == "journal":
+        return "journal of the past"
     if file.recipe and file.kind in ("shard", "failure", "recipe") and file.recipe not in kept:
         return "no extraction names its recipe"
     return "superseded" if file.path in superseded else None

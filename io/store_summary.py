@@ -1,10 +1,19 @@
 """A feature store at a glance: what each recipe made, how large and how old it is, and which extractions use it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from talstack.io.store_contents import ShardEntry, StoreContents, read_entry, read_extractions, recipe_names
+from talstack.io.store_contents import (
+    ShardEntry,
+    StoreContents,
+    StoreFile,
+    read_entry,
+    read_extractions,
+    recipe_names,
+)
+
+Read = Callable[[StoreFile], ShardEntry]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +59,11 @@ class RecipeSummary:
         return sum(entry.identity is None for entry in self.shards)
 
 
-def summarise(contents: StoreContents) -> list[RecipeSummary]:
+def summarise(contents: StoreContents, *, read: Read = read_entry) -> list[RecipeSummary]:
     """Return one summary per recipe folder, sorted by kind and name.
+
+    Args:
+        read: gives what a shard or failure was made from.
 
     Raises:
         InputError: the record of an extraction cannot be read.
@@ -60,13 +72,13 @@ def summarise(contents: StoreContents) -> list[RecipeSummary]:
     for extraction in read_extractions(contents):
         for name in recipe_names(extraction):
             users.setdefault(name, []).append(extraction.name)
-    made = [_summary(contents, name, tuple(sorted(users.get(name, ())))) for name in contents.recipes]
+    made = [_summary(contents, name, tuple(sorted(users.get(name, ()))), read=read) for name in contents.recipes]
     return sorted(made, key=lambda summary: (summary.kind, summary.recipe))
 
 
-def _summary(contents: StoreContents, recipe: str, extractions: tuple[str, ...]) -> RecipeSummary:
+def _summary(contents: StoreContents, recipe: str, extractions: tuple[str, ...], *, read: Read) -> RecipeSummary:
     files = [file for file in contents.files if file.recipe == recipe]
-    entries = tuple(read_entry(file) for file in files if file.kind in ("shard", "failure"))
+    entries = tuple(read(file) for file in files if file.kind in ("shard", "failure"))
     known = [entry.identity for entry in entries if entry.identity is not None]
     groups: dict[str, int] = {}
     for entry in entries:

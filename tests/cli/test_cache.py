@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,34 @@ def test_ls(store: FeatureStore) -> None:
     assert lines[-1].startswith(f"{store.root}: 2 recipes, 4 shards, 0 recorded failures")
     assert len([line for line in lines if line.startswith("done: ")]) == 4
     assert any("front/rgb 2" in line and "toy" in line for line in lines)
+
+
+def test_index_is_written_and_used(store: FeatureStore) -> None:
+    before = as_json("ls", store.root, "--shards")
+    made = as_json("index", store.root)
+    assert (made["done"], made["failed"], made["unreadable"], made["num_read"]) == (4, 0, 0, 4)
+    assert "4 rows (4 done, 0 failed, 0 unreadable); 0 files were read" in invoke("index", store.root).stdout
+    assert as_json("index", store.root, "--rebuild")["num_read"] == 4
+    after = as_json("ls", store.root, "--shards")
+    assert after["recipes"] == before["recipes"] and after["leftovers"] == before["leftovers"]
+    (store.root / "index.parquet").write_bytes(b"PAR1 nonsense PAR1")
+    assert as_json("ls", store.root, "--shards", "--rebuild") == after
+    assert as_json("verify", store.root, "--deep")["foreign"] == []
+
+
+def test_gc_removes_journals_of_the_past(store: FeatureStore) -> None:
+    folder, day_s = store.root / "journal", 86400
+    folder.mkdir()
+    start = json.dumps({"event": "start", "task": "t", "shards": [], "at_s": 1.0})
+    end = json.dumps({"event": "end", "task": "t", "rows": [], "at_s": 2.0})
+    ages = {"done-1-a": (2, f"{start}\n{end}\n"), "new-2-b": (0.5, ""), "open-3-c": (2, start), "dead-4-d": (8, start)}
+    for name, (days, text) in ages.items():
+        (folder / f"{name}.jsonl").write_text(text)
+        written_s = time.time() - days * day_s
+        os.utime(folder / f"{name}.jsonl", (written_s, written_s))
+    removed = as_json("gc", store.root, "--delete", "--older-than", 0)["removed_by_reason"]
+    assert removed["journal of the past"]["files"] == 2
+    assert sorted(path.name for path in folder.iterdir()) == ["new-2-b.jsonl", "open-3-c.jsonl"]
 
 
 def test_verify_lists_bad_files_and_moves_them_out(store: FeatureStore) -> None:

@@ -1,7 +1,9 @@
 """Workers that die, hang or fail, and what becomes of their items and of all others."""
 
+import contextlib
 import ctypes
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -58,6 +60,11 @@ def do(item: Item) -> list[StatusRow]:
         ctypes.string_at(0)
     if item.does == "exit":
         os._exit(3)
+    if item.does == "slow":
+        time.sleep(0.05)
+    if item.does == "grow":
+        sys.modules["grown"] = np.ones(50_000_000)  # 0.4 GB that stay
+        time.sleep(1.1)  # loky looks once a second
     if item.does == "hang":
         time.sleep(60)
     if item.does == "hang in C":
@@ -157,27 +164,64 @@ def test_journals_tell_what_was_begun_and_what_became_of_it(tmp_path: Path) -> N
     assert killed.worker != again.worker
 
 
-def test_ctrl_c_stops_at_once_and_leaves_no_process(tmp_path: Path) -> None:
-    code = (
-        "import sys, importlib.util as u; spec = u.spec_from_file_location('items', sys.argv[1]);"
-        "m = u.module_from_spec(spec); sys.modules['items'] = m; spec.loader.exec_module(m);"
-        "from pathlib import Path; root = Path(sys.argv[2]);"
-        "m.run_items([m.item(root, n, 'hang') for n in 'abc'], jobs=2, run=m.do)"
-    )
-    command = [sys.executable, "-P", "-c", code, __file__, str(tmp_path)]
+HANGING = (
+    "import sys, importlib.util as u; spec = u.spec_from_file_location('items', sys.argv[1]);"
+    "m = u.module_from_spec(spec); sys.modules['items'] = m; spec.loader.exec_module(m);"
+    "from pathlib import Path; root = Path(sys.argv[2]);"
+    "m.run_items([m.item(root, n, 'hang') for n in 'abc'], jobs=2, run=m.do)"
+)
+
+
+@pytest.mark.parametrize("how", ["ctrl-c", "kill -9"])
+def test_stopping_the_command_stops_its_workers_at_once(tmp_path: Path, how: str) -> None:
+    command = [sys.executable, "-P", "-c", HANGING, __file__, str(tmp_path)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline_s = time.monotonic() + 60
     while len(list(tmp_path.glob("*.began"))) < 2 and time.monotonic() < deadline_s:
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers hear it as well
+    if how == "ctrl-c":
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers hear it as well
+    else:
+        process.kill()
     stopped_s = time.monotonic()
     _, errors = process.communicate(timeout=20)
     assert time.monotonic() - stopped_s < 10
-    assert errors.rstrip().endswith("KeyboardInterrupt") and errors.count("Traceback") == 1
-    time.sleep(0.5)
-    for name in "ab":
-        with pytest.raises(ProcessLookupError):
-            os.kill(int(begun(tmp_path, name)[0]), 0)
+    if how == "ctrl-c":
+        assert errors.rstrip().endswith("KeyboardInterrupt") and errors.count("Traceback") == 1
+    pids = [int(begun(tmp_path, name)[0]) for name in "ab"]
+    while any(is_running(pid) for pid in pids):
+        assert time.monotonic() - stopped_s < 15, "a worker is left"
+        time.sleep(0.1)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_workers_killed_at_random_cost_their_own_item_only(tmp_path: Path) -> None:
+    names = [f"r{number}" for number in range(40)]
+    run_items([item(tmp_path / "calm", name) for name in names], jobs=1, run=do)
+    root, rng, killed = tmp_path / "store", random.Random(0), []
+
+    def kill(row: StatusRow) -> None:
+        """Kill what is running now and then, but never the same item twice."""
+        running = [a for a in read_journals(root) if a.is_open and a.task not in killed]
+        if running and len(killed) < 6 and rng.random() < 0.3:
+            killed.append(rng.choice(running).task)
+            pid = int(next(a for a in running if a.task == killed[-1]).worker.rpartition("-")[2])
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    rows = run_items([item(root, name, "slow") for name in names], jobs=3, run=do, report=kill)
+    begins = sum(len(begun(root, name)) for name in names)
+    print(f"{len(killed)} kills -9, {begins - len(names)} of {len(names)} items begun again")
+    assert len(killed) >= 3
+    assert [row.outcome for row in rows] == ["done"] * len(names)
+    assert content(root) == content(tmp_path / "calm")
+    assert begins - len(names) <= len(killed)
 
 
 def test_a_pool_that_does_not_know_who_died_learns_it_from_the_journals(tmp_path: Path) -> None:
@@ -211,6 +255,12 @@ def test_a_pool_that_never_begins_is_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(TalstackError, match=r"the workers die before they begin \(no actor\)"):
         run_items([item(tmp_path, "a")], jobs=2, run=do, pool=pool)
+
+
+def test_a_worker_that_loads_a_network_is_kept(tmp_path: Path) -> None:
+    pytest.importorskip("psutil", reason="loky looks at memory only with psutil")
+    run_items([item(tmp_path, "a"), item(tmp_path, "b", "grow"), item(tmp_path, "c", "grow")], jobs=1, run=do)
+    assert len({begun(tmp_path, name)[0] for name in "abc"}) == 1
 
 
 def test_every_task_has_a_name_of_its_own_and_no_work_starts_no_process(tmp_path: Path) -> None:
