@@ -83,8 +83,8 @@ def fold_network(net: nn.Module) -> tuple[Step, ...]:
         inputs = tuple(place[source] for source in node.all_input_nodes)
         made = _step(modules[str(node.target)] if node.op == "call_module" else node.target, inputs, node=node)
         if isinstance(made, nn.BatchNorm2d):
-            made = _norm_folded(steps, inputs[0], made, node=node)
-        if made is None:
+            _fold_norm(steps, inputs[0], made, node=node)
+        if not isinstance(made, Step):
             place[node] = inputs[0]
             continue
         place[node] = len(steps)
@@ -103,7 +103,10 @@ def _step(what: Any, inputs: tuple[int, ...], *, node: fx.Node) -> Step | nn.Bat
     if isinstance(what, nn.ReLU | nn.ReLU6):
         return Step("relu6" if isinstance(what, nn.ReLU6) else "relu", inputs)
     if isinstance(what, nn.MaxPool2d) and what.dilation == 1 and not what.ceil_mode:
-        return Step("max_pool", inputs, window=(int(what.kernel_size), int(what.stride), int(what.padding)))
+        kernel, stride, padding = (
+            v if isinstance(v, int) else v[0] for v in (what.kernel_size, what.stride, what.padding)
+        )
+        return Step("max_pool", inputs, window=(kernel, stride, padding))
     if what in ADDITIONS and len(inputs) == 2:
         return Step("add", inputs)
     if isinstance(what, POOLINGS[0]) or what is POOLINGS[1]:
@@ -127,16 +130,16 @@ def _pair(value: tuple[int, ...]) -> tuple[int, int]:
     return (value[0], value[1])
 
 
-def _norm_folded(steps: list[Step], source: int, norm: nn.BatchNorm2d, *, node: fx.Node) -> None:
+def _fold_norm(steps: list[Step], source: int, norm: nn.BatchNorm2d, *, node: fx.Node) -> None:
     """Fold the batch norm into the convolution before it, in place."""
     step = steps[source]
-    if step.convolution is None or len(node.args[0].users) != 1:
-        raise ModelError(f"{node.name}: a batch norm that does not follow a convolution of its own")
+    mean, variance = norm.running_mean, norm.running_var
+    if step.convolution is None or len(node.all_input_nodes[0].users) != 1 or mean is None or variance is None:
+        raise ModelError(f"{node.name}: a batch norm without statistics, or not behind a convolution of its own")
     conv = step.convolution
     weight, bias = fuse_conv_bn_weights(
-        nn.Parameter(conv.weight), nn.Parameter(conv.bias), norm.running_mean, norm.running_var, norm.eps,
-        norm.weight, norm.bias,
-    )  # fmt: skip
+        nn.Parameter(conv.weight), nn.Parameter(conv.bias), mean, variance, norm.eps, norm.weight, norm.bias
+    )
     folded = Convolution(
         weight.detach().contiguous(memory_format=torch.channels_last),
         bias.detach(),

@@ -67,14 +67,19 @@ class _Graph:
         self._written: dict[tuple[int, int, Range], str] = {}
 
     def write_outputs(self, model: TSMBackbone) -> None:
+        """Write all steps, one after the other for all frames, and what the model makes of the last one."""
+        for place in range(len(self._steps)):
+            for frame in range(self._num_frames):
+                for part in self._ranges.get(place, (None,)):
+                    self._output(place, frame, part)
         frames = [self._output(len(self._steps) - 1, frame, None) for frame in range(self._num_frames)]
         share = self._constant("share", lambda: np.array(1 / len(frames), dtype=np.float32))
         total = self._node("Flatten", [self._node("Sum", frames)], axis=1)
         self._node("Mul", [total, share], name=OUTPUTS[0])
         for name, layer in zip(OUTPUTS[1:], (model.action, model.scene), strict=True):
-            parameters = {"weight": layer.weight.detach().numpy(), "bias": layer.bias.detach().numpy()}
-            constants = [self._constant(f"{name}_{key}", lambda v=value: v) for key, value in parameters.items()]
-            self._node("Gemm", [OUTPUTS[0], *constants], name=name, transB=1)
+            weight = self._constant(f"{name}_weight", layer.weight.detach().numpy)
+            bias = self._constant(f"{name}_bias", layer.bias.detach().numpy)
+            self._node("Gemm", [OUTPUTS[0], weight, bias], name=name, transB=1)
 
     def _node(self, kind: str, inputs: Sequence[str], *, name: str = "", **attributes: Any) -> str:
         name = name or f"{kind}_{len(self.nodes)}"
@@ -85,6 +90,9 @@ class _Graph:
         if name not in self.constants:
             self.constants[name] = numpy_helper.from_array(np.array(values(), order="C"), name)
         return name
+
+    def _index(self, *values: int) -> str:
+        return self._constant(f"index_{values}", lambda: np.array(values, dtype=np.int64))
 
     def _output(self, place: int, frame: int, channels: Range) -> str:
         """Return the name of a step's output for one frame: these channels, or all."""
@@ -104,11 +112,12 @@ class _Graph:
         inputs = [self._output(source, frame, channels) for source in step.inputs]
         if step.window is not None:
             kernel, stride, padding = step.window
-            sides = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [padding] * 4}
-            return self._node("MaxPool", inputs, **sides)
+            kernel_shape, strides, pads = [kernel] * 2, [stride] * 2, [padding] * 4
+            return self._node("MaxPool", inputs, kernel_shape=kernel_shape, strides=strides, pads=pads)
         if step.kind == "relu6":
-            limits = [self._constant(f"limit_{v}", lambda v=v: np.array(v, dtype=np.float32)) for v in (0, 6)]
-            return self._node("Clip", [*inputs, *limits])
+            lowest = self._constant("lowest", lambda: np.array(0, dtype=np.float32))
+            highest = self._constant("highest", lambda: np.array(6, dtype=np.float32))
+            return self._node("Clip", [*inputs, lowest, highest])
         return self._node({"relu": "Relu", "add": "Add", "mean": "GlobalAveragePool"}[step.kind], inputs)
 
     def _standardised(self, frame: int) -> str:
@@ -125,15 +134,10 @@ class _Graph:
         index = self._constant(f"frame_{frame}", lambda: np.array(frame, dtype=np.int64))
         frames = self._node("Transpose", [self._node("Gather", [INPUT, index], axis=1)], perm=[0, 1, 4, 2, 3])
         frames = self._node("Cast", [frames], to=TensorProto.FLOAT)
-        axis = self._constant("axis", lambda: np.array([1], dtype=np.int64))
-        later, earlier = (
-            self._node(
-                "Slice", [frames, *(self._constant(f"at_{at}", lambda at=at: np.array([at])) for at in ends), axis]
-            )
-            for ends in ((1, NUM_FRAMES), (0, NUM_DIFFERENCES))
-        )
+        later = self._node("Slice", [frames, self._index(1), self._index(NUM_FRAMES), self._index(1)])
+        earlier = self._node("Slice", [frames, self._index(0), self._index(NUM_DIFFERENCES), self._index(1)])
         steps = self._node("Sub", [later, earlier])
-        shape = self._constant("stacked", lambda: np.array([0, NUM_CHANNELS, self._size, self._size], dtype=np.int64))
+        shape = self._index(0, NUM_CHANNELS, self._size, self._size)
         std = np.array(PIXEL_STD, dtype=np.float32)[:, None, None] * 255
         return self._node(
             "Reshape", [self._node("Mul", [steps, self._constant("pixel_scale", lambda: 1 / std)]), shape]

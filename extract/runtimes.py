@@ -84,7 +84,8 @@ class FoldedRuntime:
             _frames(self._model, torch.from_numpy(pixels)).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         )
         num_frames = self._model.num_frames
-        features = run_steps(self._steps, frames, num_frames=num_frames).unflatten(0, (-1, num_frames)).mean(dim=1)
+        pooled = run_steps(self._steps, frames, num_frames=num_frames)
+        features = pooled.reshape(-1, num_frames, pooled.shape[1]).mean(dim=1)
         heads = (self._model.action(features), self._model.scene(features))
         return Computed(*(tensor.numpy() for tensor in (features, *heads)))
 
