@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--store", required=True, type=click.Path(path_type=Path), help="Feature store; may hold several sets.")
 @click.option("--backbone", type=click.Path(path_type=Path), help="Folder made by `talstack finetune`.")
 @click.option("--view", "views", multiple=True, help="Only this view (may be given several times).")
-@click.option("--modality", "modalities", multiple=True, help="Only rgb, audio or an external feature's name.")
+@click.option("--modality", "modalities", multiple=True, help="Only rgb, rgbdiff, audio or an external feature's name.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file; see `talstack init`.")
 @click.option("--name", help="Name of this extraction for `talstack heads --extraction` [the data set's name].")
 @jobs_option("Processes", chosen="one per GPU, or one per core as far as memory goes")

@@ -107,6 +107,8 @@ def summary_line(rows: Sequence["StatusRow"], *, seconds: float) -> str:
         parts.append(f"{sum(row.quarantined for row in rows)} quarantined")
     if made.segments:
         parts.append(f"{made.segments} segments in {seconds:.0f} s")
+    if runtimes := sorted({row.runtime for row in rows if row.runtime}):
+        parts.append(f"by {' and '.join(runtimes)}")
     return ", ".join(parts)
 
 

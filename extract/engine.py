@@ -83,11 +83,16 @@ def _make(keys: Sequence[ShardKey], item: ExtractionItem, store: FeatureStore) -
         shards, spent = make(keys, item, _load_manifest(item.manifest_folder))
     except (MediaError, InputError, FileNotFoundError) as error:
         return [_failed(key, str(error), store) for key in keys]
-    share = Spent(spent.decode_s / len(keys), spent.compute_s / len(keys))
-    return [_commit(key, shard, store, share) for key, shard in zip(keys, shards, strict=True)]
+    rows = [_commit(key, shard, store) for key, shard in zip(keys, shards, strict=True)]
+    decode_s, compute_s = spent.decode_s / len(keys), spent.compute_s / len(keys)
+    names = spent.runtimes or ("",) * len(keys)
+    return [
+        replace(row, decode_s=decode_s, compute_s=compute_s, runtime=name)
+        for row, name in zip(rows, names, strict=True)
+    ]
 
 
-def _commit(key: ShardKey, shard: Shard, store: FeatureStore, spent: Spent) -> StatusRow:
+def _commit(key: ShardKey, shard: Shard, store: FeatureStore) -> StatusRow:
     if not shard.valid.any():
         return _failed(key, f"no segment could be decoded ({'; '.join(shard.notes) or 'too short'})", store)
     started = time.perf_counter()
@@ -95,7 +100,7 @@ def _commit(key: ShardKey, shard: Shard, store: FeatureStore, spent: Spent) -> S
     masked = "; ".join(shard.notes) if not shard.valid.all() else ""
     return StatusRow(
         key.recording, key.view, key.modality, "done", num_segments=len(shard.valid), num_valid=int(shard.valid.sum()),
-        reason=masked, decode_s=spent.decode_s, compute_s=spent.compute_s, store_s=time.perf_counter() - started,
+        reason=masked, store_s=time.perf_counter() - started,
     )  # fmt: skip
 
 

@@ -47,8 +47,8 @@ class ExtractionPlan:
     config: ExtractConfig
 
     def part(self, part: tuple[int, int]) -> list[ShardKey]:
-        """Return the i-th of n parts (1-based) of the shards."""
-        return list(self.keys[part[0] - 1 :: part[1]])
+        """Return the i-th of n parts (1-based) of the shards; what is made together stays together."""
+        return [key for group in _groups(self.keys)[part[0] - 1 :: part[1]] for key in group]
 
     def missing(self, keys: Sequence[ShardKey]) -> list[ShardKey]:
         """Return the shards that are neither done nor recorded as failed."""

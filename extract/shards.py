@@ -17,10 +17,17 @@ from talstack.io.shard import Shard, ShardKey
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Seconds that making shards took: processor time of decoding, wall time of the rest."""
+    """What making shards took.
+
+    Attributes:
+        decode_s: processor time of decoding, seconds; it runs beside the computation.
+        compute_s: time of the computation, seconds.
+        runtimes: what computed, one name per shard where anything did.
+    """
 
     decode_s: float = 0.0
     compute_s: float = 0.0
+    runtimes: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -85,7 +92,8 @@ def make_picture_shards(
         decode_s += chunk.decode_s
     if not drafts:
         raise MediaError(f"no segment to decode ({'; '.join(layout.notes) or 'too short'})")
-    return [_finished(draft, layout, card, trained=trained) for draft in drafts], Spent(decode_s, compute_s)
+    spent = Spent(decode_s, compute_s, tuple(runtime.name for runtime in runtimes))
+    return [_finished(draft, layout, card, trained=trained) for draft in drafts], spent
 
 
 def _mean(found: list[Computed]) -> Computed:

@@ -17,6 +17,7 @@ class StatusRow:
             the network. 0 = not measured.
         wall_s: how long the worker was busy with it, seconds.
         attempts: how many workers began it; more than one where workers died.
+        runtime: what computed the features of pictures.
         quarantined: whether it failed because it killed its workers.
     """
 
@@ -32,4 +33,5 @@ class StatusRow:
     store_s: float = 0.0
     wall_s: float = 0.0
     attempts: int = 1
+    runtime: str = ""
     quarantined: bool = False

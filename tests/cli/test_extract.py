@@ -71,7 +71,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("talstack.extract.schedule.run_items", partial(run_items, run=do))
     monkeypatch.setattr(
         "talstack.extract.plan.ExtractionPlan.items",
-        lambda plan, keys, workers: [Item(plan.store.root, key) for key in keys],
+        lambda plan, keys, workers, **_: [Item(plan.store.root, key) for key in keys],
     )
 
 

@@ -20,6 +20,7 @@ from talstack.extract.rgbdiff import NUM_FRAMES, difference_times_s
 from talstack.extract.runtimes import EagerRuntime
 from talstack.extract.status import StatusRow
 from talstack.extract.weights import load_source
+from talstack.extract.workers import Workers
 from talstack.io.errors import ConfigError, InputError
 from talstack.io.extraction import Extraction, FeatureSet, shard_keys
 from talstack.io.manifest import Manifest
@@ -41,7 +42,7 @@ def planned(
 def make(plan: ExtractionPlan) -> list[StatusRow]:
     """Make everything in this process."""
     plan.extraction.save(plan.store.root)
-    return [row for item in plan.items(plan.keys, 1) for row in extract_clip_group(item)]
+    return [row for item in plan.items(plan.keys, Workers(1)) for row in extract_clip_group(item)]
 
 
 def features_of(data: Path, store: Path, recording: str, view: str, modality: str = "rgb") -> np.ndarray:
