@@ -26,6 +26,6 @@ def jobs_option(what: str, *, chosen: str = "") -> Callable[[Callable[..., Any]]
         default=0,
         type=click.IntRange(0),
         callback=None if chosen else _resolve,
-        show_default=chosen or "one per core",
+        show_default=False if chosen else "one per core",
         help=f"{what}; 0 = {chosen or 'one per core'}.",
     )

@@ -193,10 +193,12 @@ class _Schedule:
         store, attempts = FeatureStore(self.orders.store_root), len(self.deaths[task.name])
         rows = []
         for key in shard_keys_of(task.item):
-            row = StatusRow(key.recording, key.view, key.modality, "done", attempts=attempts)
-            if store.status(key) != "done":  # a worker may have finished some of several shards
+            row, status = StatusRow(key.recording, key.view, key.modality, "done", attempts=attempts), store.status(key)
+            if status == "missing":  # a worker may have finished some of several shards
                 store.record_failure(key, reason)
                 row = replace(row, outcome="failed", reason=reason, quarantined=True)
+            elif status == "failed":
+                row = replace(row, outcome="failed", reason=store.failure(key) or "")
             rows.append(row)
             self.report(row)
         self.rows[task.name] = rows

@@ -30,16 +30,16 @@ def test_without_a_beat_the_process_ends_and_says_where_it_stood(tmp_path: Path)
 
 
 def test_beats_keep_it_alive_longer_than_the_limit(tmp_path: Path) -> None:
-    body = "with watchdog.watched(0.6) as beat:\n    for _ in range(15):\n        time.sleep(0.1)\n        beat()"
+    body = "with watchdog.watched(0.6) as beat:\n    for _ in range(10):\n        time.sleep(0.1)\n        beat()"
     assert run(tmp_path, body)[:2] == (0, "alive")
 
 
 def test_a_beat_of_another_thread_counts_and_one_afterwards_sets_nothing(tmp_path: Path) -> None:
     body = (
         "import threading\n"
-        "def decode():\n    [(time.sleep(0.1), watchdog.beat()) for _ in range(20)]\n"
+        "def decode():\n    [(time.sleep(0.1), watchdog.beat()) for _ in range(14)]\n"
         "thread = threading.Thread(target=decode)\n"
-        "with watchdog.watched(0.5):\n    thread.start()\n    time.sleep(1.2)\n"
+        "with watchdog.watched(0.5):\n    thread.start()\n    time.sleep(0.9)\n"
         "thread.join()\ntime.sleep(0.8)"
     )
     assert run(tmp_path, body)[:2] == (0, "alive")
