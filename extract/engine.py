@@ -7,7 +7,7 @@ which call.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,8 +16,9 @@ import torch
 
 from talstack.extract import external
 from talstack.extract.audio_shard import make_audio_shard
+from talstack.extract.item import ExtractionItem
 from talstack.extract.layout import lay_out_view
-from talstack.extract.networks import NetworkOrder, runtime_of
+from talstack.extract.networks import runtime_of
 from talstack.extract.shards import Spent, make_picture_shards
 from talstack.extract.status import StatusRow
 from talstack.io.errors import InputError, MediaError, TalstackError
@@ -27,24 +28,6 @@ from talstack.io.manifest import Manifest
 from talstack.io.shard import Shard, ShardKey
 from talstack.io.store import FeatureStore
 from talstack.io.view_names import split_view
-
-
-@dataclass(frozen=True, slots=True)
-class ExtractionItem:
-    """Shards to make from the same clips, with all that a worker process needs.
-
-    Attributes:
-        keys: of one recording and of one view and its pieces: all from pictures, or one of another kind.
-        network: what computes features of pictures.
-        threads: of the computation.
-    """
-
-    keys: tuple[ShardKey, ...]
-    store_root: Path
-    manifest_folder: Path
-    network: NetworkOrder | None
-    batch_segments: int
-    threads: int
 
 
 def extract_clip_group(item: ExtractionItem) -> list[StatusRow]:

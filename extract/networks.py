@@ -1,42 +1,16 @@
 """The networks of a worker process: loaded once, since that costs more than a short clip."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from talstack.extract.backbone import TSMBackbone, pick_device
-from talstack.extract.card import BackboneSource
+from talstack.extract.item import NetworkOrder
 from talstack.extract.motion import motion_backbone
-from talstack.extract.runtime_choice import check_agreement, choose_runtime, random_pixels
+from talstack.extract.runtime_choice import CANDIDATES, Choice, recall, remember
+from talstack.extract.runtime_measure import check_agreement, measure_runtimes, random_pixels
 from talstack.extract.runtimes import EagerRuntime, Runtime, build_runtime
 from talstack.extract.weights import load_source
-from talstack.io.files import canonical_json
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkOrder:
-    """What computes the features of a worker.
-
-    Attributes:
-        source: the backbone.
-        runtime: its name; "auto" takes the fastest.
-        precision: on a GPU.
-        threads: of the computation.
-    """
-
-    source: BackboneSource
-    runtime: str = "auto"
-    precision: str = "float32"
-    threads: int = 1
-
-    @property
-    def name(self) -> str:
-        """What tells one order from another; an untrained network's identity says nothing of its classifiers."""
-        card = self.source.card
-        shape = [card.frames_per_segment, card.frame_size, len(card.actions), len(card.scenes)]
-        what = [str(self.source.folder), dict(self.source.identity), shape]
-        return canonical_json([*what, self.runtime, self.precision, self.threads])
-
 
 _BUILT: dict[tuple[str, str], Runtime] = {}
 
@@ -58,31 +32,28 @@ def runtime_of(order: NetworkOrder, modality: str) -> Runtime:
     return _BUILT[key]
 
 
-def with_fastest_runtime(order: NetworkOrder) -> NetworkOrder:
-    """Return the order with what "auto" means on this machine, measured where it has not been.
-
-    Done before workers start: several that measure at once would measure each other.
-    """
-    if order.runtime != "auto" or order.precision != "float32" or pick_device().type != "cpu":
-        return order
+def measure_here(order: NetworkOrder) -> Choice | None:
+    """Return which runtime is the fastest on this machine and remember it; None where a GPU computes."""
+    if pick_device().type != "cpu":
+        return None
     before = torch.get_num_threads()
     torch.set_num_threads(order.threads)
+    size = order.source.card.frame_size
     try:
-        size = order.source.card.frame_size
-        return replace(
-            order, runtime=choose_runtime(load_source(order.source), frame_size=size, threads=order.threads).name
-        )
+        choice = measure_runtimes(load_source(order.source), CANDIDATES, frame_size=size, threads=order.threads)
     finally:
         torch.set_num_threads(before)
+    remember(order.source, order.threads, choice)
+    return choice
 
 
 def _build(model: TSMBackbone, order: NetworkOrder) -> Runtime:
     device, size = pick_device(), order.source.card.frame_size
     if device.type != "cpu" or order.precision != "float32":
         return EagerRuntime(model, device, precision=order.precision)
-    if order.runtime == "auto":
-        name = choose_runtime(model, frame_size=size, threads=order.threads).name
-        return build_runtime(name, model, frame_size=size, threads=order.threads)
+    if order.runtime == "auto":  # nobody has looked before, as on a cluster
+        choice = recall(order.source, order.threads) or measure_here(order)
+        order = replace(order, runtime=choice.name if choice is not None else "eager")
     runtime = build_runtime(order.runtime, model, frame_size=size, threads=order.threads)
     pixels = random_pixels(model, size)
     check_agreement(runtime, runtime.run(pixels), EagerRuntime(model).run(pixels))

@@ -6,14 +6,15 @@ Needs no torch, so that running over a finished store starts and ends at once.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import joblib
 
 from talstack.extract.card import BackboneCard, BackboneSource, load_card
 from talstack.extract.config import ExtractConfig, SamplingConfig
 from talstack.extract.derived_views import choose_views, derive_views
+from talstack.extract.item import ExtractionItem, NetworkOrder
 from talstack.extract.recipes import RGB, RGBDIFF, build_recipes
+from talstack.extract.runtime_choice import with_fastest_runtime
 from talstack.extract.status import StatusRow
 from talstack.extract.workers import Workers, choose_workers, count_gpus, process_bytes
 from talstack.io.errors import ConfigError
@@ -22,10 +23,6 @@ from talstack.io.manifest import Manifest
 from talstack.io.shard import ShardKey
 from talstack.io.store import ClipHashes, FeatureStore
 from talstack.io.view_names import split_view
-
-if TYPE_CHECKING:
-    from talstack.extract.engine import ExtractionItem
-    from talstack.extract.networks import NetworkOrder
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +78,7 @@ class ExtractionPlan:
         needed = process_bytes(pixels=pixels)
         return choose_workers(num_items, jobs=jobs, num_gpus=count_gpus(), process_bytes=needed)
 
-    def items(self, keys: Sequence[ShardKey], jobs: int | Workers, *, here: bool = True) -> list["ExtractionItem"]:
+    def items(self, keys: Sequence[ShardKey], jobs: int | Workers, *, here: bool = True) -> list[ExtractionItem]:
         """Return the work of these shards for the engine, with the cores shared out among `jobs` processes.
 
         Shards that are made from the same pictures are one item, so that every frame is decoded once.
@@ -89,8 +86,6 @@ class ExtractionPlan:
         Args:
             here: the work is done on this machine, so the fastest runtime is looked for here, before it begins.
         """
-        from talstack.extract.engine import ExtractionItem
-
         threads = jobs.threads if isinstance(jobs, Workers) else max(1, int(joblib.cpu_count()) // jobs)
         network = self._network(threads, here=here) if any("backbone" in key.recipe for key in keys) else None
         return [
@@ -100,9 +95,7 @@ class ExtractionPlan:
             for group in _groups(keys)
         ]  # fmt: skip
 
-    def _network(self, threads: int, *, here: bool) -> "NetworkOrder | None":
-        from talstack.extract.networks import NetworkOrder, with_fastest_runtime
-
+    def _network(self, threads: int, *, here: bool) -> NetworkOrder | None:
         if self.source is None:
             return None
         order = NetworkOrder(self.source, self.config.runtime, self.config.precision, threads)
@@ -114,8 +107,10 @@ def _groups(keys: Sequence[ShardKey]) -> list[list[ShardKey]]:
     groups: dict[tuple[str, ...], list[ShardKey]] = {}
     for key in keys:
         what = "pictures" if key.recipe["kind"] in PICTURES else key.modality
-        groups.setdefault((key.recording, split_view(key.view)[0], what), []).append(key)
-    return list(groups.values())
+        groups.setdefault((what, key.recording, split_view(key.view)[0]), []).append(key)
+    kinds = list(dict.fromkeys(what for what, *_ in groups))
+    # by kind, so that the parts of an array job get alike shares of what is costly
+    return [groups[name] for name in sorted(groups, key=lambda name: kinds.index(name[0]))]
 
 
 def plan_extraction(

@@ -7,8 +7,8 @@
     openvino     OpenVINO (CPU; `pip install 'talstack[openvino]'`)
 
 They take uint8 pixels, (B, T, H, W, 3) for rgb and (B, T, 6, H, W, 3) for rgbdiff, and do the rest themselves. All are
-made from the module that was trained and agree with it within `TOLERANCE`; which one is fastest depends on the
-machine (`talstack.extract.runtime_choice`).
+made from the module that was trained and agree with it; which one is fastest depends on the machine
+(`talstack.extract.runtime_choice`).
 """
 
 import importlib.util
@@ -26,8 +26,6 @@ from talstack.extract.folding import fold_network
 from talstack.extract.motion import differences
 from talstack.extract.onnx_graph import INPUT, OUTPUTS, export_onnx
 from talstack.io.errors import ConfigError
-
-TOLERANCE = 1e-4  # of the largest feature: how far a runtime may be from the module
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,12 +9,23 @@ from torch import nn
 
 from talstack.extract import folded_steps
 from talstack.extract.backbone import TSMBackbone
+from talstack.extract.card import BackboneCard, BackboneSource
 from talstack.extract.folding import fold_network
+from talstack.extract.item import NetworkOrder
 from talstack.extract.motion import differences, motion_backbone
+from talstack.extract.networks import runtime_of
 from talstack.extract.rgbdiff import NUM_FRAMES
-from talstack.extract.runtime_choice import Choice, check_agreement, choose_runtime, measure_runtimes
-from talstack.extract.runtimes import (
+from talstack.extract.runtime_choice import (
+    CANDIDATES,
     TOLERANCE,
+    Choice,
+    cache_file,
+    recall,
+    remember,
+    with_fastest_runtime,
+)
+from talstack.extract.runtime_measure import check_agreement, measure_runtimes
+from talstack.extract.runtimes import (
     Computed,
     EagerRuntime,
     build_runtime,
@@ -92,7 +103,7 @@ def test_stacked_differences_go_in_as_well(name: str) -> None:
     reference = model(differences(torch.from_numpy(pixels))).features.detach().numpy()
     found = build_runtime(name, model, frame_size=SIZE, threads=1).run(pixels).features
     np.testing.assert_allclose(found, reference, atol=TOLERANCE * np.abs(reference).max())
-    assert choose_runtime(model, frame_size=SIZE, threads=1, cache=Path("/dev/null/none")).rejected == {}
+    assert measure_runtimes(model, CANDIDATES, frame_size=SIZE, threads=1).rejected == {}
 
 
 @pytest.mark.parametrize("name", ["folded", "onnxruntime"])
@@ -135,18 +146,39 @@ def test_unknown_and_missing_runtimes_are_named(monkeypatch: pytest.MonkeyPatch)
         build_runtime("openvino", make_model(), frame_size=SIZE, threads=1)
 
 
-def test_the_fastest_is_chosen_once_and_remembered(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache, model = tmp_path / "a" / "runtimes.json", make_model()
-    first = choose_runtime(model, frame_size=SIZE, threads=1, cache=cache)
-    assert first.name == max(first.segments_per_s, key=lambda name: first.segments_per_s[name])
-    assert {"folded", "onnxruntime", "eager"} <= set(first.segments_per_s)
-    monkeypatch.setattr("talstack.extract.runtime_choice.measure_runtimes", lambda *a, **k: pytest.fail("measured"))
-    assert choose_runtime(model, frame_size=SIZE, threads=1, cache=cache) == first
-    monkeypatch.setattr("talstack.extract.runtime_choice.measure_runtimes", lambda *a, **k: Choice("eager"))
-    assert choose_runtime(model, frame_size=SIZE, threads=2, cache=cache) == Choice("eager")
-    assert len(read_json(cache)) == 2
-    cache.write_text("[1")
-    assert choose_runtime(model, frame_size=SIZE, threads=1, cache=cache) == Choice("eager")
+def make_order(**changes: object) -> NetworkOrder:
+    card = BackboneCard("resnet18_narrow", False, 1.0, FRAMES, SIZE, ("x",), ())
+    return NetworkOrder(BackboneSource(card), **changes)
+
+
+def test_the_fastest_is_measured_once_and_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    order = with_fastest_runtime(make_order())
+    choice = recall(order.source, 1)
+    assert choice is not None and {"folded", "onnxruntime", "eager"} <= set(choice.segments_per_s)
+    assert order.runtime == choice.name == max(choice.segments_per_s, key=lambda name: choice.segments_per_s[name])
+    monkeypatch.setattr("talstack.extract.networks.measure_runtimes", lambda *a, **k: Choice("eager"))
+    assert with_fastest_runtime(make_order()) == order, "not measured again"
+    assert with_fastest_runtime(make_order(threads=2)).runtime == "eager", "another number of threads is"
+    assert len(read_json(cache_file())) == 2
+    assert with_fastest_runtime(make_order(runtime="folded")).runtime == "folded", "what is asked for stays"
+    cache_file().write_text("[1")
+    assert with_fastest_runtime(make_order()).runtime == "eager"
+
+
+def test_what_cannot_be_remembered_is_measured_each_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    remember(make_order().source, 1, Choice("folded"))
+    assert recall(make_order().source, 1) is None
+
+
+def test_a_worker_computes_by_what_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert runtime_of(make_order(runtime="onnxruntime"), "rgb").name.startswith("onnxruntime")
+    assert runtime_of(make_order(runtime="folded"), "rgbdiff").name.startswith("torch folded")
+    assert runtime_of(make_order(precision="bfloat16"), "rgb").name.endswith("bfloat16")
+    monkeypatch.setattr("talstack.extract.networks.recall", lambda source, threads: Choice("eager"))
+    assert runtime_of(make_order(threads=3), "rgb").name.startswith("torch eager")
 
 
 def test_a_runtime_that_computes_something_else_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +190,7 @@ def test_a_runtime_that_computes_something_else_is_not_chosen(monkeypatch: pytes
     def build(name: str, model: TSMBackbone, **settings: int) -> EagerRuntime:
         return Wrong(model) if name == "folded" else EagerRuntime(model)
 
-    monkeypatch.setattr("talstack.extract.runtime_choice.build_runtime", build)
+    monkeypatch.setattr("talstack.extract.runtime_measure.build_runtime", build)
     choice = measure_runtimes(make_model(), ("folded", "eager"), frame_size=SIZE, threads=1)
     assert choice.name == "eager"
     assert "differ from the module's by 0.01" in choice.rejected["folded"]
@@ -168,6 +200,6 @@ def test_when_nothing_else_works_the_module_serves(monkeypatch: pytest.MonkeyPat
     def build(name: str, *args: object, **settings: int) -> None:
         raise ImportError("no such library")
 
-    monkeypatch.setattr("talstack.extract.runtime_choice.build_runtime", build)
+    monkeypatch.setattr("talstack.extract.runtime_measure.build_runtime", build)
     choice = measure_runtimes(make_model(), ("onnxruntime",), frame_size=SIZE, threads=1)
     assert choice == Choice("eager", {}, {"onnxruntime": "ImportError: no such library"})

@@ -1,0 +1,51 @@
+"""What the plan hands to the engine: shards to make, and by what network. Needs no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from talstack.extract.card import BackboneSource
+from talstack.io.files import canonical_json
+from talstack.io.shard import ShardKey
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkOrder:
+    """What computes the features of a worker.
+
+    Attributes:
+        source: the backbone.
+        runtime: its name; "auto" takes the fastest.
+        precision: on a GPU.
+        threads: of the computation.
+    """
+
+    source: BackboneSource
+    runtime: str = "auto"
+    precision: str = "float32"
+    threads: int = 1
+
+    @property
+    def name(self) -> str:
+        """What tells one order from another; an untrained network's identity says nothing of its classifiers."""
+        card = self.source.card
+        shape = [card.frames_per_segment, card.frame_size, len(card.actions), len(card.scenes)]
+        what = [str(self.source.folder), dict(self.source.identity), shape]
+        return canonical_json([*what, self.runtime, self.precision, self.threads])
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractionItem:
+    """Shards to make from the same clips, with all that a worker process needs.
+
+    Attributes:
+        keys: of one recording and of one view and its pieces: all from pictures, or one of another kind.
+        network: what computes features of pictures.
+        threads: of the computation.
+    """
+
+    keys: tuple[ShardKey, ...]
+    store_root: Path
+    manifest_folder: Path
+    network: NetworkOrder | None
+    batch_segments: int
+    threads: int
