@@ -87,6 +87,8 @@ def print_table(rows: Sequence["StatusRow"]) -> None:
 
     heads = ("view", "modality", "new", "cached", "failed", "segments", "masked", "segments/s", *STAGES)
     table = Table(*heads, title="features")
+    for column in table.columns[:2]:
+        column.overflow = "fold"  # a name that is cut off names nothing
     for (view, modality), made in by_group(rows).items():
         counts = (made.new, made.cached, made.failed, made.segments, made.masked)
         rate = "-" if made.segments_per_s is None else f"{made.segments_per_s:.3g}"
