@@ -36,7 +36,7 @@ def _clip_statistics(
     clip: ClipSegments, *, num_mels: int, rate: int, segment_s: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (n, D) float32 statistics of the clip's segments and which have any, (n,) bool."""
-    sound = read_audio(clip.path, rate=rate, stereo=True)
+    sound = read_audio(clip.path, rate=rate, stereo=True, progress=beat)
     starts_s = clip.start_s - sound.start_s
     spectrogram = audio.log_mel(sound.samples.mean(axis=0), rate=rate, num_mels=num_mels)
     mono, valid = audio.segment_statistics(spectrogram, starts_s, segment_s=segment_s)

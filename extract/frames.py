@@ -87,7 +87,7 @@ def read_segments(
         ]
         drawings = list(dict.fromkeys(piece.drawing for piece in pieces))
         strip = _Strip(drawings, pieces, [task.times_s(clip, segment_s) for task in tasks], chunk)
-        with FrameReader(clip.path, drawings=drawings, fast_within_s=fast_within_s) as reader:
+        with FrameReader(clip.path, drawings=drawings, fast_within_s=fast_within_s, progress=beat) as reader:
             for number, found in enumerate(strip.read(reader)):
                 made = strip.cut(number, found, note=reader.note)
                 del found  # or it would stay in memory beside the next one

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from talstack.extract import frames
 from talstack.extract.frames import PictureTask, read_segments
 from talstack.extract.layout import ClipSegments, ViewLayout
 from talstack.io.frame_decoders import PyAVFrames
@@ -24,6 +25,16 @@ def test_segments_on_concealed_frames_are_masked_with_the_reason(shared_data):
     assert [chunk.notes for chunk in chunks[:2]] == [((),), ((),)]
     # the pictures are still there
     assert chunks[2].pixels[0][0][0, -1].any()
+
+
+def test_a_worker_is_seen_to_live_while_a_clip_is_read_again(
+    shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, beats = shared_data / "media" / "made" / "zeroed_4k_mid.mp4", []
+    monkeypatch.setattr(frames, "beat", lambda: beats.append(1))
+    next(read_segments(numbered_layout(path, num_segments=5, end_s=4.97), [RGB], segment_s=1.0, chunk=5))
+    # 150 packets each: to index them, to find what is damaged, to decode
+    assert len(beats) > 3 * 100
 
 
 def numbered_layout(path: Path, *, num_segments: int, end_s: float) -> ViewLayout:
