@@ -36,9 +36,12 @@ def _clip_statistics(
     clip: ClipSegments, *, num_mels: int, rate: int, segment_s: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (n, D) float32 statistics of the clip's segments and which have any, (n,) bool."""
-    sound = read_audio(clip.path, rate=rate, stereo=True)
+    sound = read_audio(clip.path, rate=rate, stereo=True, progress=beat)
     starts_s = clip.start_s - sound.start_s
-    spectrogram = audio.log_mel(sound.samples.mean(axis=0), rate=rate, num_mels=num_mels)
-    mono, valid = audio.segment_statistics(spectrogram, starts_s, segment_s=segment_s)
+    # of surround sound left and right are not all: people speak in the centre channel
+    surround = sound.num_channels > 2
+    mono = read_audio(clip.path, rate=rate, progress=beat).samples if surround else sound.samples.mean(axis=0)
+    spectrogram = audio.log_mel(mono, rate=rate, num_mels=num_mels)
+    bands, valid = audio.segment_statistics(spectrogram, starts_s, segment_s=segment_s)
     both, _ = audio.stereo_statistics(sound.samples, starts_s, rate=rate, segment_s=segment_s)
-    return np.concatenate([mono, both], axis=1), valid
+    return np.concatenate([bands, both], axis=1), valid

@@ -89,5 +89,10 @@ class ExtractConfig:
             )
         if self.batch_segments < 1:
             raise ConfigError(f"extract: batch_segments must be at least 1, got {self.batch_segments}")
+        if not (1000 <= self.audio_rate <= 384_000 and 1 <= self.audio_mels <= 512):
+            raise ConfigError(
+                "extract: audio_rate must lie in [1000, 384000] Hz and audio_mels in [1, 512], got "
+                f"{self.audio_rate}, {self.audio_mels}"
+            )
         if not 0 <= self.hang_s < 1e6:
             raise ConfigError(f"extract.hang_s must be 0 (never) or a number of seconds below 1e6, got {self.hang_s}")

@@ -17,6 +17,7 @@ from talstack.extract.pieces import ClipPiece, open_piece
 from talstack.extract.rgbdiff import difference_times_s
 from talstack.extract.watchdog import beat
 from talstack.io.media import FrameReader, Pictures
+from talstack.io.picture_crop import Drawing
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,37 +86,87 @@ def read_segments(
             for task in tasks
         ]
         drawings = list(dict.fromkeys(piece.drawing for piece in pieces))
-        times_s = [task.times_s(clip, segment_s) for task in tasks]
-        with FrameReader(clip.path, drawings=drawings, fast_within_s=fast_within_s) as reader:
-            for start in range(0, len(clip.rows), chunk):
-                part = slice(start, start + chunk)
-                made = _read_part(reader, drawings, pieces, [times[part] for times in times_s])
+        strip = _Strip(drawings, pieces, [task.times_s(clip, segment_s) for task in tasks], chunk)
+        with FrameReader(clip.path, drawings=drawings, fast_within_s=fast_within_s, progress=beat) as reader:
+            for number, found in enumerate(strip.read(reader)):
+                made = strip.cut(number, found, note=reader.note)
+                del found  # or it would stay in memory beside the next one
                 beat()
                 spent_s, started = time.thread_time() - started, time.thread_time()
-                yield FrameChunk(clip.rows[part], *made, spent_s)
+                yield FrameChunk(clip.rows[strip.parts[number]], *made, spent_s)
 
 
-def _read_part(
-    reader: FrameReader, drawings: list, pieces: list[ClipPiece], times_s: list[np.ndarray]
-) -> tuple[tuple[list[np.ndarray], ...], tuple[np.ndarray, ...], tuple[tuple[str, ...], ...]]:
-    """Return pixels, validity and notes of a few segments, per task."""
-    moments = np.unique(np.concatenate([times.ravel() for times in times_s]))
-    places = [np.searchsorted(moments, times) for times in times_s]
-    wanted = np.zeros((len(moments), len(drawings)), dtype=bool)
-    for piece, place in zip(pieces, places, strict=True):
-        wanted[place, drawings.index(piece.drawing)] = True
-    found = reader.pictures_at(moments, wanted)
-    pixels, valid, notes = [], [], []
-    for piece, place in zip(pieces, places, strict=True):
-        column = drawings.index(piece.drawing)
-        row = np.cumsum(wanted[:, column]) - 1  # only the wanted moments have a picture
-        views = [view[row[place]] for view in piece.views(found.pixels[column])]
-        whole = (found.valid & ~found.concealed)[place]
-        pixels.append(views)
-        valid.append(np.asarray(whole.reshape(len(place), -1).all(axis=1)))
-        damage = _damage(reader.note, found, np.unique(place), moments)
-        notes.append(tuple(note for note in (piece.note, damage) if note))
-    return tuple(pixels), tuple(valid), tuple(notes)
+class _Strip:
+    """The moments of a clip at which pictures are needed, ascending, each once, and the stretches that chunks use.
+
+    Stretches of neighbouring chunks may overlap (rgbdiff looks back and ahead); what they share is read once and kept,
+    since going back in a clip may mean to decode it from its beginning.
+
+    Attributes:
+        parts: which segments each chunk holds.
+    """
+
+    def __init__(self, drawings: list[Drawing], pieces: list[ClipPiece], times_s: list[np.ndarray], chunk: int) -> None:
+        self._drawings, self._pieces = drawings, pieces
+        self._moments_s = np.unique(np.concatenate([times.ravel() for times in times_s]))
+        self._places = [np.searchsorted(self._moments_s, times) for times in times_s]
+        self._wanted = np.zeros((len(self._moments_s), len(drawings)), dtype=bool)
+        for piece, place in zip(pieces, self._places, strict=True):
+            self._wanted[place, drawings.index(piece.drawing)] = True
+        self.parts = [slice(start, start + chunk) for start in range(0, len(times_s[0]), chunk)]
+        self._stretches = [
+            (min(int(place[part].min()) for place in self._places), 1 + max(int(p[part].max()) for p in self._places))
+            for part in self.parts
+        ]
+
+    def read(self, reader: FrameReader) -> Iterator[Pictures]:
+        """Yield the pictures of every chunk's stretch."""
+        kept: Pictures | None = None
+        read_to = 0
+        for number, (first, past) in enumerate(self._stretches):
+            new = slice(max(first, read_to), max(past, read_to))
+            found = reader.pictures_at(self._moments_s[new], self._wanted[new])
+            found = found if kept is None else _joined(kept, found)
+            read_to = new.stop
+            following = self._stretches[number + 1][0] if number + 1 < len(self._stretches) else read_to
+            gone = self._wanted[first:following].sum(axis=0)
+            kept = _without_first(found, following - first, gone) if following < read_to else None
+            yield found
+            del found
+
+    def cut(
+        self, number: int, found: Pictures, *, note: str | None
+    ) -> tuple[tuple[list[np.ndarray], ...], tuple[np.ndarray, ...], tuple[tuple[str, ...], ...]]:
+        """Return pixels, validity and notes of one chunk's segments, per task."""
+        first, part = self._stretches[number][0], self.parts[number]
+        length = len(found.valid)
+        pixels, valid, notes = [], [], []
+        for piece, places in zip(self._pieces, self._places, strict=True):
+            column, place = self._drawings.index(piece.drawing), places[part] - first
+            # only the wanted moments have a picture
+            row = np.cumsum(self._wanted[first : first + length, column]) - 1
+            views = [view[row[place]] for view in piece.views(found.pixels[column])]
+            whole = (found.valid & ~found.concealed)[place]
+            pixels.append(views)
+            valid.append(np.asarray(whole.reshape(len(place), -1).all(axis=1)))
+            damage = _damage(note, found, np.unique(place), self._moments_s[first : first + length])
+            notes.append(tuple(note for note in (piece.note, damage) if note))
+        return tuple(pixels), tuple(valid), tuple(notes)
+
+
+def _joined(before: Pictures, after: Pictures) -> Pictures:
+    return Pictures(
+        tuple(np.concatenate(both) for both in zip(before.pixels, after.pixels, strict=True)),
+        *(np.concatenate([getattr(before, name), getattr(after, name)]) for name in ("valid", "concealed", "times_s")),
+    )
+
+
+def _without_first(found: Pictures, count: int, drawn: np.ndarray) -> Pictures:
+    """Return a copy without the first `count` moments, of which so many had each of the drawings."""
+    return Pictures(
+        tuple(pixels[gone:].copy() for pixels, gone in zip(found.pixels, drawn, strict=True)),
+        *(getattr(found, name)[count:].copy() for name in ("valid", "concealed", "times_s")),
+    )
 
 
 def _damage(note: str | None, found: Pictures, used: np.ndarray, moments: np.ndarray) -> str | None:

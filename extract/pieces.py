@@ -9,6 +9,7 @@ import numpy as np
 from talstack.extract.derived_views import Piece
 from talstack.extract.lenses import find_circle, half_crop, inscribed_crop
 from talstack.extract.perspective import Camera, PerspectiveCrop, source_size
+from talstack.extract.watchdog import beat
 from talstack.io.media import FrameReader
 from talstack.io.picture_crop import Drawing
 
@@ -54,7 +55,7 @@ def open_piece(piece: Piece, path: Path, *, frame_size: int, picture: tuple[int,
     if piece.side is None:
         return ClipPiece(Drawing(size))
     half = half_crop(piece.side, picture[1])
-    with FrameReader(path, size=CIRCLE_SIZE, crop=half) as reader:
+    with FrameReader(path, size=CIRCLE_SIZE, crop=half, progress=beat) as reader:
         looked = reader.frames_at((np.arange(CIRCLE_FRAMES) + 0.5) / CIRCLE_FRAMES * end_s)
     circle = find_circle(looked.pixels[looked.valid]) if looked.valid.any() else None
     if circle is None:

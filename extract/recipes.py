@@ -56,7 +56,7 @@ def _recipe(
     elif modality == AUDIO:
         recipe = {
             "kind": "audio", "statistics": "log-mel mean std max change, level and delay between channels",
-            "rate": config.audio_rate, "mels": config.audio_mels,
+            "bands of": "mean of all channels", "rate": config.audio_rate, "mels": config.audio_mels,
         }  # fmt: skip
     else:
         return {"kind": "external", "statistics": list(STATISTICS), "code": CODE_VERSION}

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -75,6 +75,7 @@ def make_picture_shards(
         )
         for key in keys
     ]
+    layout = _with_picture(layout)
     runtimes = [runtime_of(str(key.recipe["kind"])) for key in keys]
     drafts: list[_Drafted] = []
     decode_s = compute_s = 0.0
@@ -94,6 +95,14 @@ def make_picture_shards(
         raise MediaError(f"no segment to decode ({'; '.join(layout.notes) or 'too short'})")
     spent = Spent(decode_s, compute_s, tuple(runtime.name for runtime in runtimes))
     return [_finished(draft, layout, card, trained=trained) for draft in drafts], spent
+
+
+def _with_picture(layout: ViewLayout) -> ViewLayout:
+    """Return the layout without clips that are only sound, which a note then names."""
+    blind = [f"{clip.path.name}: no picture, only sound" for clip in layout.clips if not all(clip.picture)]
+    if not blind:
+        return layout
+    return replace(layout, clips=tuple(c for c in layout.clips if all(c.picture)), notes=(*layout.notes, *blind))
 
 
 def _mean(found: list[Computed]) -> Computed:

@@ -1,6 +1,6 @@
 """The sound of a clip, as one row of samples or as left and right, on the clip's clock."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,12 +66,13 @@ class _Run:
             )
 
 
-def read_audio(path: Path, *, rate: int, stereo: bool = False) -> Audio:
+def read_audio(path: Path, *, rate: int, stereo: bool = False, progress: Callable[[], None] = lambda: None) -> Audio:
     """Return the clip's sound: its channels averaged, or left and right in two rows.
 
     A file with one channel has it in both rows; of more than two, front left and front right are taken.
 
-    Packets that cannot be decoded and gaps in the timestamps become zeros, so that the clock stays right.
+    Packets that cannot be decoded and gaps in the timestamps become zeros, so that the clock stays right. `progress` is
+    called at every frame of sound.
 
     Raises:
         MediaError: the file cannot be opened, has no sound, or none of it can be decoded.
@@ -83,7 +84,7 @@ def read_audio(path: Path, *, rate: int, stereo: bool = False) -> Audio:
         stream = audio_stream(container)
         if stream is None:
             raise MediaError(f"{path}: no audio stream (or no decoder for it)")
-        runs = list(_runs(container, stream, rate, stereo=stereo))
+        runs = list(_runs(container, stream, rate, stereo=stereo, progress=progress))
     if not runs:
         raise MediaError(f"{path}: no sound can be decoded")
     num_channels = max(run.num_channels for run in runs)
@@ -98,12 +99,13 @@ def _zero_s(path: Path, first_sound_s: float) -> float:
         return first_sound_s
 
 
-def _runs(container: Any, stream: Any, rate: int, *, stereo: bool) -> Iterator[_Run]:
+def _runs(container: Any, stream: Any, rate: int, *, stereo: bool, progress: Callable[[], None]) -> Iterator[_Run]:
     """Yield the stretches of sound without a gap."""
     length_s = container.duration / av.time_base + OVERRUN_S if container.duration else UNKNOWN_LENGTH_S
     run: _Run | None = None
     first_s: float | None = None
     for frame in decoded(container, stream):
+        progress()
         at_s = stamp_s(frame, stream, container)
         expected_s = run.end_s if run else 0.0
         if at_s is None or (first_s is not None and at_s - first_s > length_s):

@@ -7,6 +7,7 @@ flipped bits three frames before the first refused one differed from the origina
 Where that goes unnoticed for long, even the pictures may differ from one reading to the next.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,14 @@ from talstack.io.packet_index import PacketIndex
 from talstack.io.streams import STRICT, ClipStart, needed_video, open_media, packets, stamp_s
 
 
-def suspect_stamps(path: Path, start: ClipStart, index: PacketIndex) -> np.ndarray:
+def suspect_stamps(
+    path: Path, start: ClipStart, index: PacketIndex, progress: Callable[[], None] = lambda: None
+) -> np.ndarray:
     """Return (k,) float64 ascending, the stamps on the clip's clock of pictures that rest on damaged data.
+
+    Args:
+        path, start, index: of the clip.
+        progress: called at every packet.
 
     Raises:
         MediaError: the clip cannot be opened.
@@ -31,6 +38,7 @@ def suspect_stamps(path: Path, start: ClipStart, index: PacketIndex) -> np.ndarr
         stream.codec_context.options = STRICT
         trial = _Trial(stream)
         for place, packet in enumerate(packets(container, stream)):
+            progress()
             at_s = stamp_s(packet, stream, container)
             spare = place < len(index.spare) and bool(index.spare[place])
             if packet.size and trial.suspects(packet, at_s, spare=spare) and at_s is not None:

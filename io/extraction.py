@@ -57,6 +57,14 @@ class Extraction:
         recipes = {modality: before.recipes[modality] for modality in kept}
         return replace(self, recipes={**self.recipes, **recipes}, imported={**self.imported, **kept})
 
+    @property
+    def all_recipes(self) -> tuple[Mapping[str, Any], ...]:
+        """The recipe of every shard it may have: those of the modalities, and of pieces of pictures."""
+        pictures = [recipe for recipe in self.recipes.values() if recipe["kind"] in PICTURES]
+        return (
+            *self.recipes.values(), *({**recipe, **piece} for recipe in pictures for piece in self.derived.values())
+        )  # fmt: skip
+
     @classmethod
     def load(cls, store_root: Path, name: str) -> "Extraction":
         """Read a record.

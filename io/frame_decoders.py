@@ -5,7 +5,7 @@ times, NaN where there is none. Times are seconds on the clip's clock. All scale
 clip gives the same pixels from each.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,11 @@ class PyAVFrames:
         period_s: float,
         strict: bool = False,
         num_threads: int = 1,
+        progress: Callable[[], None] = lambda: None,
     ) -> None:
+        """Open the clip; `progress` is called at every frame."""
         self._path, self._start, self._drawings, self._period_s = path, start, tuple(drawings), period_s
-        self._strict, self._num_threads = strict, num_threads
+        self._strict, self._num_threads, self._progress = strict, num_threads, progress
         self._painter = Painter(self._drawings, start.quarter_turns)
         self._container: Any = None
         self._shown: tuple[float, VideoFrame] | None = None
@@ -62,6 +64,7 @@ class PyAVFrames:
         last_s = -np.inf
         try:
             for frame in self._decoded(stream):
+                self._progress()
                 at_s = stamp_s(frame, stream, self._container)
                 # a frame without a time follows its predecessor; one that runs backwards has no place on the clock
                 at_s = last_s + self._period_s if at_s is None else at_s - self._start.zero_s

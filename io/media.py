@@ -4,7 +4,7 @@ Clip time: second 0 is the clip's first video frame, so a file whose clock start
 its sound lies on the same clock. Frame times come from the stream's timestamps, never from index and frame rate.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -138,6 +138,7 @@ class FrameReader:
         num_threads: int = 1,
         use_decord: bool = False,
         fast_within_s: float | None = None,
+        progress: Callable[[], None] = lambda: None,
     ) -> None:
         """Open the clip.
 
@@ -154,12 +155,15 @@ class FrameReader:
                 where it is half the sampling period; those that have to be are left without the loop filter.
                 `times_s` are those of the frames really used. Changes nothing in damaged clips, in codecs other than
                 H.264 and HEVC, and with decord.
+            progress: called at every packet or frame: looking through a long clip, or reading a damaged one again,
+                takes minutes.
 
         Raises:
             MediaError: it cannot be opened, has no picture, or no frame of it can be decoded.
         """
         self._path = Path(path)
-        self._start, self._index = index_clip(self._path)
+        self._progress = progress
+        self._start, self._index = index_clip(self._path, progress)
         self._drawings = tuple(drawings) or (self._drawing(size, crop),)
         if fast_within_s is not None and not fast_within_s >= 0:
             raise InputError(f"{path}: fast_within_s must be at least 0 seconds, got {fast_within_s}")
@@ -196,16 +200,22 @@ class FrameReader:
             if index.doubt is None and index.entry.any():
                 return PlannedFrames(
                     self._path, self._start, drawings=self._drawings, index=index, num_threads=self._num_threads,
-                    fast_within_s=self._fast_within_s,
+                    fast_within_s=self._fast_within_s, progress=self._progress,
                 )  # fmt: skip
-            return PyAVFrames(self._path, self._start, drawings=self._drawings, period_s=index.period_s, strict=True)
+            return self._plain(strict=True)
         except DamageError as error:
             return self._tolerate(str(error))
 
     def _tolerate(self, damage: str) -> PyAVFrames:
         self._note = damage
-        self._suspect_s = suspect_stamps(self._path, self._start, self._index)
-        return PyAVFrames(self._path, self._start, drawings=self._drawings, period_s=self._index.period_s)
+        self._suspect_s = suspect_stamps(self._path, self._start, self._index, self._progress)
+        return self._plain(strict=False)
+
+    def _plain(self, *, strict: bool) -> PyAVFrames:
+        return PyAVFrames(
+            self._path, self._start, drawings=self._drawings, period_s=self._index.period_s, strict=strict,
+            progress=self._progress,
+        )  # fmt: skip
 
     @property
     def name(self) -> str:

@@ -1,6 +1,7 @@
 """What a clip's video packets say without being decoded: their stamps, key frames, and which ones others need."""
 
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,8 +48,11 @@ class PacketIndex:
     doubt: str | None
 
 
-def index_clip(path: Path) -> tuple[ClipStart, PacketIndex]:
+def index_clip(path: Path, progress: Callable[[], None] = lambda: None) -> tuple[ClipStart, PacketIndex]:
     """Return where the clip's clock starts, and its packets; one walk over the file.
+
+    Args:
+        progress: called at every packet.
 
     Raises:
         MediaError: the file cannot be opened, has no picture, or no frame of it can be decoded.
@@ -59,6 +63,7 @@ def index_clip(path: Path) -> tuple[ClipStart, PacketIndex]:
         stream = needed_video(container, path)
         search, form = StartSearch(container, stream), nal_format(stream.codec_context)
         for packet in packets(container, stream):
+            progress()
             if start is None:
                 start = search.look(packet)
             if packet.size:

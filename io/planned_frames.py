@@ -4,7 +4,7 @@ A picture that nothing is predicted from is decoded only where it is asked for i
 to the last one asked for. Neither changes a pixel of the others.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class PlannedFrames(PyAVFrames):
         index: PacketIndex,
         num_threads: int = 1,
         fast_within_s: float | None = None,
+        progress: Callable[[], None] = lambda: None,
     ) -> None:
         """Open the clip.
 
@@ -42,7 +43,7 @@ class PlannedFrames(PyAVFrames):
             path, start, drawings: as for PyAVFrames.
             index: the clip's packets.
             num_threads: of the decoder; 0: as many as there are cores.
-            fast_within_s: see FrameReader.
+            fast_within_s, progress: see FrameReader.
 
         Raises:
             DamageError: frames cannot be told by their packets.
@@ -52,7 +53,10 @@ class PlannedFrames(PyAVFrames):
         self._index, self._fast_within_s = index, fast_within_s
         self._place = np.argsort(index.order_s, kind="stable")
         self._group = np.cumsum(index.entry) if index.obstacle is None else np.zeros(len(index.order_s), dtype=int)
-        super().__init__(path, start, drawings=drawings, period_s=index.period_s, strict=True, num_threads=num_threads)
+        super().__init__(
+            path, start, drawings=drawings, period_s=index.period_s, strict=True, num_threads=num_threads,
+            progress=progress,
+        )  # fmt: skip
 
     def _first(self) -> None:
         self._reached = 0
@@ -64,6 +68,7 @@ class PlannedFrames(PyAVFrames):
         return decoded_strictly(self._container, stream, num_threads=self._num_threads, needed=self._take)
 
     def _take(self, place: int) -> bool:
+        self._progress()
         self._reached = place + 1
         if place >= len(self._needed):
             raise DamageError("the file grew while it was read")

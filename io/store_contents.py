@@ -204,7 +204,7 @@ def read_extraction(root: Path, path: Path) -> Extraction:
 
 def recipe_names(extraction: Extraction) -> set[str]:
     """Return the names of the recipe folders that an extraction's shards lie in."""
-    return {recipe_name(recipe) for recipe in extraction.recipes.values()}
+    return {recipe_name(recipe) for recipe in extraction.all_recipes}
 
 
 def recipe_name(recipe: Mapping[str, Any]) -> str:

@@ -1,9 +1,11 @@
 """Pieces of views and stacked differences through the engine: right pixels, one pass, nothing else changes."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from talstack.demo.encode import write_video
@@ -181,3 +183,19 @@ def test_views_asked_for_by_name(toy_data: Path, tmp_path: Path) -> None:
         views("front@yaw045")
     with pytest.raises(ConfigError, match=r"camera_fov_deg in \(0, 180\)"):
         replace(RING, camera_fov_deg=180.0)
+
+
+def test_a_clip_that_is_only_sound_costs_no_other_clip(
+    toy_data: Path, tmp_path: Path, write_clip: Callable[..., Path]
+) -> None:
+    manifest = Manifest.load(toy_data)
+    sound = write_clip(manifest.media_root / "sound.mp4", stamps_s=[], sound=np.full((1, 16000), 0.1))
+    alone = ("r0", "front", "c1", sound.name, 3.0, 1.0, None, None, None, True)
+    more = pl.DataFrame([alone, ("r3", "sound", *alone[2:])], schema=manifest.clips.schema, orient="row")
+    replace(manifest, clips=pl.concat([manifest.clips, more])).save(toy_data)
+    config = replace(RING, binocular=("sound",), split_lenses=True)
+    rows = {(row.recording, row.view): row for row in make(planned(toy_data, tmp_path, config))}
+    for view in ("front", "front@yaw090"):
+        assert (rows["r0", view].outcome, rows["r0", view].num_valid) == ("done", 4)
+    for view in ("sound", "sound@left"):
+        assert rows["r3", view].reason == "no segment to decode (sound.mp4: no picture, only sound)"

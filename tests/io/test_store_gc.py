@@ -78,6 +78,19 @@ def test_a_recipe_that_no_record_names_goes_and_the_others_stay(store: FeatureSt
     print(f"{len(removed)} of {len(before)} files removed, {plan.size_bytes} bytes; no file of a named recipe")
 
 
+def test_pieces_of_a_recorded_extraction_stay(store: FeatureStore, manifest: Manifest) -> None:
+    piece = {"front@left": {"picture": {"side": "left"}}}
+    extraction = Extraction("pieces", 1.0, {"rgb": NEW, "sound": {"kind": "audio"}}, (), derived=piece)
+    keys = shard_keys(manifest, extraction, ClipHashes(store.root))
+    for key in keys:
+        store.write(key, make_shard())
+    extraction.save(store.root)
+    make_old(store)
+    contents = scan_store(store.root)
+    collect_garbage(contents, plan_gc(contents))
+    assert [(key.view, store.status(key)) for key in keys] == [("front@left", "done")] * 2
+
+
 def test_what_was_written_lately_stays(store: FeatureStore, manifest: Manifest) -> None:
     key = keys_of(store, manifest, DROPPED)[0]
     os.utime(store.path_of(key))
