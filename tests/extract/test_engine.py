@@ -16,7 +16,7 @@ from talstack.io.extraction import FeatureSet
 from talstack.io.manifest import Manifest
 
 SAMPLING = SamplingConfig(segment_s=1.0, frames_per_segment=4, frame_size=32)
-CONFIG = ExtractConfig(init="random", init_arch="resnet18_narrow", batch_segments=2)
+CONFIG = ExtractConfig(init="random", init_arch="resnet18_narrow", batch_segments=2, runtime="folded")
 
 
 def plan(data: Path, store: Path, **changes: object) -> ExtractionPlan:
