@@ -63,9 +63,9 @@ class ExtractionPlan:
                 rows.append(StatusRow(key.recording, key.view, key.modality, "failed", reason=reason))
         return rows
 
-    def forget_failures(self) -> None:
-        """Make every recorded failure a missing shard again."""
-        for key in self.keys:
+    def forget_failures(self, keys: Sequence[ShardKey]) -> None:
+        """Make the recorded failures among these a missing shard again."""
+        for key in keys:
             self.store.forget_failure(key)
 
     def workers(self, keys: Sequence[ShardKey], jobs: int = 0) -> Workers:
