@@ -58,9 +58,9 @@ def command(  # noqa: PLR0913 - one parameter per option
         data, store, config=config.extract, sampling=config.sampling, backbone=backbone, views=views,
         modalities=modalities, name=name,
     )  # fmt: skip
-    if retry_failed:
-        plan.forget_failures()
     todo = plan.part(_parse_shard(shard))
+    if retry_failed:
+        plan.forget_failures(todo)  # and not what other array jobs have just recorded
     rows = _run(todo, plan, jobs=jobs, backend=backend, scheduler=scheduler)
     seconds = time.monotonic() - started_s
     if as_json:

@@ -86,16 +86,16 @@ def print_table(rows: Sequence["StatusRow"]) -> None:
     from rich.table import Table
 
     heads = ("view", "modality", "new", "cached", "failed", "segments", "masked", "segments/s", *STAGES)
-    table = Table(*heads, title="features")
-    for column in table.columns[:2]:
-        column.overflow = "fold"  # a name that is cut off names nothing
+    table = Table(title="features")
+    for head in heads:
+        table.add_column(head, overflow="fold")  # names of pieces differ at their ends
     for (view, modality), made in by_group(rows).items():
         counts = (made.new, made.cached, made.failed, made.segments, made.masked)
         rate = "-" if made.segments_per_s is None else f"{made.segments_per_s:.3g}"
         shares = (share_text(getattr(made, stage)) for stage in STAGES)
         table.add_row(view, modality, *map(str, counts), rate, *shares)
     console = Console(stderr=True)
-    console.width = max(console.width, 110)  # a pipe has 80 columns, which would cut the heads
+    console.width = max(console.width, 116)  # a pipe has 80 columns, which would cut the heads
     console.print(table)
 
 

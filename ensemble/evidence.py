@@ -12,6 +12,7 @@ import polars as pl
 
 from talstack.io.errors import InputError
 from talstack.io.predictions import ACTIVITY, ModelKey, SegmentIndex, dense_probs, models_of, scene_probs
+from talstack.io.view_names import split_view
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,8 +88,8 @@ class Evidence:
         return replace(self, models=tuple(models), action_probs=action, activity_probs=activity)
 
     def without_views(self, views: Sequence[str]) -> "Evidence":
-        """Return the evidence as if these views had not been filmed."""
-        gone = np.array([key.view in views for key in self.models])
+        """Return the evidence as if these views, and so their pieces, had not been filmed."""
+        gone = np.array([key.view in views or split_view(key.view)[0] in views for key in self.models])
         action, activity = self.action_probs.copy(), self.activity_probs.copy()
         action[gone], activity[gone] = np.nan, np.nan
         return replace(self, action_probs=action, activity_probs=activity)

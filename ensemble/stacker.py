@@ -25,6 +25,7 @@ from talstack.ensemble.weighted import mean_of
 from talstack.io.errors import ModelError
 from talstack.io.files import atomic_path, read_json, write_json
 from talstack.io.predictions import ModelKey
+from talstack.io.view_names import split_view
 
 FORMAT_VERSION = 1
 
@@ -238,18 +239,24 @@ def hidden_views(
 ) -> np.ndarray:
     """Return which models to hide in which segments, (M, N) bool.
 
-    Segment by segment, each view is hidden with this chance, and of those left each (view, modality) once more. A
-    segment that would lose all of its models keeps them.
+    Segment by segment, each view is hidden with this chance, with all its pieces, which were filmed by the same camera,
+    and of those left each (view, modality) once more. A segment that would lose all of its models keeps them.
 
     Args:
         present: (M, N) bool, which model has a prediction.
     """
     num_rows = present.shape[1]
-    views = sorted({key.view for key in models})
+    filmed = [split_view(key.view)[0] for key in models]
+    views = sorted(set(filmed))
     groups = sorted({(key.view, key.modality) for key in models})
     no_view = rng.random((len(views), num_rows)) < chance
     no_group = rng.random((len(groups), num_rows)) < chance
-    hidden = np.stack([no_view[views.index(k.view)] | no_group[groups.index((k.view, k.modality))] for k in models])
+    hidden = np.stack(
+        [
+            no_view[views.index(view)] | no_group[groups.index((key.view, key.modality))]
+            for view, key in zip(filmed, models, strict=True)
+        ]
+    )
     return hidden & (present & ~hidden).any(axis=0)
 
 

@@ -4,7 +4,7 @@ A piece is described by what stands in its recipe under "picture", so that the s
 needs nothing else to make it. Needs no torch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -39,9 +39,11 @@ def derive_views(manifest: Manifest, config: ExtractConfig) -> dict[str, dict[st
     """Return {name of the piece: what its recipes hold besides} of all pieces that the settings ask for.
 
     Raises:
-        InputError: a view that the data set has under the name of a piece.
+        InputError: a view that the data set has under the name of a piece, or no view to cut up.
     """
     there = set(manifest.clips["view"].unique().to_list())
+    _check_any("cameras", "panoramic", config.panoramic if config.cameras else None, there, manifest)
+    _check_any("split_lenses", "binocular", config.binocular if config.split_lenses else None, there, manifest)
     found: dict[str, dict[str, Any]] = {}
     for view in config.panoramic if config.cameras else ():
         if view in there:
@@ -55,6 +57,16 @@ def derive_views(manifest: Manifest, config: ExtractConfig) -> dict[str, dict[st
     if taken:
         raise InputError(f"view {taken[0]!r} of {manifest.name} has the name of a piece of another view; rename it")
     return found
+
+
+def _check_any(
+    setting: str, source: str, named: Sequence[str] | None, there: Collection[str], manifest: Manifest
+) -> None:
+    if named is not None and not set(named) & set(there):
+        raise InputError(
+            f"extract.{setting} cuts up the views of extract.{source} ({', '.join(named) or 'none'}), but "
+            f"{manifest.name} has only {', '.join(sorted(there))}; set extract.{source}, or leave {setting} out"
+        )
 
 
 def _one_each(view: str, ring: Sequence[Camera]) -> dict[str, list[Camera]]:

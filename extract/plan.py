@@ -11,9 +11,10 @@ import joblib
 
 from talstack.extract.card import BackboneCard, BackboneSource, load_card
 from talstack.extract.config import ExtractConfig, SamplingConfig
-from talstack.extract.derived_views import choose_views, derive_views
+from talstack.extract.derived_views import Piece, choose_views, derive_views
 from talstack.extract.item import ExtractionItem, NetworkOrder
 from talstack.extract.recipes import RGB, RGBDIFF, build_recipes
+from talstack.extract.rgbdiff import NUM_FRAMES
 from talstack.extract.runtime_choice import with_fastest_runtime
 from talstack.extract.status import StatusRow
 from talstack.extract.workers import Workers, choose_workers, count_gpus, process_bytes
@@ -63,9 +64,9 @@ class ExtractionPlan:
                 rows.append(StatusRow(key.recording, key.view, key.modality, "failed", reason=reason))
         return rows
 
-    def forget_failures(self) -> None:
-        """Make every recorded failure a missing shard again."""
-        for key in self.keys:
+    def forget_failures(self, keys: Sequence[ShardKey]) -> None:
+        """Make the recorded failures among these a missing shard again."""
+        for key in keys:
             self.store.forget_failure(key)
 
     def workers(self, keys: Sequence[ShardKey], jobs: int = 0) -> Workers:
@@ -75,7 +76,8 @@ class ExtractionPlan:
             return choose_workers(num_items, jobs=jobs)
         card = self.source.card
         pixels = self.config.batch_segments * card.frames_per_segment * card.frame_size**2
-        needed = process_bytes(pixels=pixels)
+        pictures = max(sum(map(_num_pictures, group)) for group in _groups(keys))
+        needed = process_bytes(pixels=pixels, pictures=pictures)
         return choose_workers(num_items, jobs=jobs, num_gpus=count_gpus(), process_bytes=needed)
 
     def items(self, keys: Sequence[ShardKey], jobs: int | Workers, *, here: bool = True) -> list[ExtractionItem]:
@@ -111,6 +113,13 @@ def _groups(keys: Sequence[ShardKey]) -> list[list[ShardKey]]:
     kinds = list(dict.fromkeys(what for what, *_ in groups))
     # by kind, so that the parts of an array job get alike shares of what is costly
     return [groups[name] for name in sorted(groups, key=lambda name: kinds.index(name[0]))]
+
+
+def _num_pictures(key: ShardKey) -> int:
+    """Return how many pictures a shard needs for each of its moments."""
+    if key.recipe["kind"] not in PICTURES:
+        return 0
+    return (NUM_FRAMES if key.recipe["kind"] == RGBDIFF else 1) * max(1, len(Piece.of_recipe(key.recipe).cameras))
 
 
 def plan_extraction(

@@ -10,6 +10,7 @@ import joblib
 # are the largest); measured by benchmarks/workers.py
 PROCESS_BYTES = 800_000_000
 BYTES_PER_PIXEL = 300
+HELD_BATCHES = 4  # of decoded pictures: one computed with, two waiting, one being read
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
@@ -68,9 +69,14 @@ def visible_devices(num_gpus: int) -> tuple[str, ...]:
     return tuple(named[:num_gpus]) if len(named) >= num_gpus else tuple(str(number) for number in range(num_gpus))
 
 
-def process_bytes(*, pixels: int) -> int:
-    """Return about how much memory a process needs whose batches have this many pixels."""
-    return PROCESS_BYTES + BYTES_PER_PIXEL * pixels
+def process_bytes(*, pixels: int, pictures: int = 1) -> int:
+    """Return about how much memory a process needs.
+
+    Args:
+        pixels: of a batch's frames.
+        pictures: how many are decoded for each frame: six for rgbdiff, and for every piece of a view its own.
+    """
+    return PROCESS_BYTES + (BYTES_PER_PIXEL + HELD_BATCHES * 3 * pictures) * pixels
 
 
 def available_bytes(*, meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int | None:

@@ -114,6 +114,15 @@ def test_parts_of_array_jobs_meet_in_one_store(data: Path, tmp_path: Path) -> No
     assert len(list((tmp_path / "s").rglob("[!.]*.h5"))) == 2
 
 
+@pytest.mark.usefixtures("told")
+def test_retrying_a_part_leaves_the_failures_of_the_others_recorded(data: Path, tmp_path: Path) -> None:
+    invoke(data, "--store", tmp_path / "s", code=1)
+    (record,) = (tmp_path / "s").rglob("*.failed.json")
+    for number, code in ((2, 1), (1, 0)):  # the second is the killer's
+        invoke(data, "--store", tmp_path / "s", "--shard", f"{number}/3", "--retry-failed", code=code)
+    assert record.is_file()
+
+
 def test_a_finished_store_needs_neither_torch_nor_workers(data: Path, tmp_path: Path) -> None:
     plan = plan_extraction(data, tmp_path / "store", config=ExtractConfig(), sampling=SamplingConfig())
     for key in plan.keys:

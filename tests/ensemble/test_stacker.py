@@ -184,6 +184,12 @@ def test_hidden_views_go_together_and_never_all() -> None:
     assert not hidden_views(models, present, chance=0.0, rng=np.random.default_rng(0)).any()
 
 
+def test_pieces_are_hidden_with_the_view_they_are_cut_from() -> None:
+    models = [ModelKey(view, "rgb", "action-linear") for view in ("a", "a@left", "a@right", "b")]
+    hidden = hidden_views(models, np.ones((4, 4000), dtype=bool), chance=0.2, rng=np.random.default_rng(0))
+    assert 0.1 < hidden[:3].all(axis=0).mean() < 0.2  # of three cameras this would be 0.03
+
+
 def test_row_sample_is_bounded_sorted_and_seeded() -> None:
     assert sampled_rows(5, 10, np.random.default_rng(0)).tolist() == [0, 1, 2, 3, 4]
     some = sampled_rows(1000, 10, np.random.default_rng(0))

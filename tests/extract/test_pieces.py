@@ -171,6 +171,26 @@ def test_the_record_leads_to_the_same_shards(toy_data: Path, tmp_path: Path) -> 
     assert {key.fingerprint for key in found} == {key.fingerprint for key in plan.keys}
 
 
+@pytest.mark.parametrize("change", [{"cameras": 4}, {"split_lenses": True}])
+def test_pieces_of_views_that_the_data_set_lacks_are_refused(toy_data: Path, tmp_path: Path, change: dict) -> None:
+    name = "panoramic" if "cameras" in change else "binocular"
+    with pytest.raises(
+        InputError, match=rf"extract.{name} \({name}\), but toy has only ego, front; set extract.{name}"
+    ):
+        planned(toy_data, tmp_path, replace(PLAIN, **change))
+
+
+def test_memory_is_reckoned_with_all_pictures_that_wait(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    monkeypatch.setattr("talstack.extract.plan.process_bytes", lambda **what: found.append(what["pictures"]) or 1)
+    for config in (PLAIN, RING, replace(RING, camera_pool=True)):
+        plan = planned(toy_data, tmp_path, config, "rgb", "rgbdiff", "audio")
+        plan.workers(plan.keys)
+    assert found == [7, 35, 35]
+
+
 def test_views_asked_for_by_name(toy_data: Path, tmp_path: Path) -> None:
     def views(*asked: str) -> set[str]:
         return {key.view for key in planned(toy_data, tmp_path, RING, views=asked).keys}
