@@ -12,7 +12,7 @@ feature. Ratios are medians over the rounds, since a round's runs share whatever
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -54,11 +54,8 @@ def plain_run(model: TSMBackbone) -> Run:
     return run
 
 
-def build_runs(arch: str, size: int, threads: int, *, compiled: bool) -> dict[tuple[str, bool], Run]:
+def build_runs(arch: str, size: int, threads: int, *, names: Sequence[str]) -> dict[tuple[str, bool], Run]:
     """Return what to time by (name, with shift); each has a module of its own, since some change its memory format."""
-    names = [name for name in NAMES if compiled or name != "compile"]
-    if not is_installed("openvino"):
-        names.remove("openvino")
     runs: dict[tuple[str, bool], Run] = {}
     for shift in (True, False):
         runs[PLAIN, shift] = plain_run(make_model(arch, shift=shift))
@@ -111,11 +108,11 @@ def print_table(spent: Spent, differences: dict[str, float], *, segment_flop: in
 
 
 def measure(
-    arch: str, size: int, *, threads: int, segments: int, rounds: int, compiled: bool, clock: Callable[[], float]
+    arch: str, size: int, *, threads: int, segments: int, rounds: int, names: Sequence[str], clock: Callable[[], float]
 ) -> None:
     """Print the table of one network."""
     torch.set_num_threads(threads)
-    runs = build_runs(arch, size, threads, compiled=compiled)
+    runs = build_runs(arch, size, threads, names=names)
     pixels = np.random.default_rng(0).integers(0, 256, (segments, FRAMES, size, size, 3), dtype=np.uint8)
     reference = runs[PLAIN, True](pixels)
     differences = {name: largest_difference(run(pixels), reference) for (name, shift), run in runs.items() if shift}
@@ -137,20 +134,22 @@ def measure(
 @click.option("--threads", default=joblib.cpu_count(), show_default="all cores", type=click.IntRange(1))
 @click.option("--segments", default=2, show_default=True, type=click.IntRange(1), help="Per forward pass.")
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(1))
-@click.option("--compile", "compiled", is_flag=True, help="Also torch.compile; takes minutes and a C++ compiler.")
+@click.option("--runtime", "names", multiple=True, type=click.Choice(list(NAMES)), help="[all installed but compile]")
 @click.option("--cpu", is_flag=True, help="One thread, by processor time: where others use the machine too.")
 @click.option("--quick", is_flag=True, help="Three rounds of one segment.")
 def main(  # noqa: PLR0913 - one parameter per option
-    arch: str, size: int, threads: int, segments: int, rounds: int, compiled: bool, cpu: bool, quick: bool
+    arch: str, size: int, threads: int, segments: int, rounds: int, names: tuple[str, ...], cpu: bool, quick: bool
 ) -> None:
     """Print GFLOP/s of each runtime."""
     threads, clock = (1, time.process_time) if cpu else (threads, time.perf_counter)
     if quick:
         segments, rounds = 1, 3
+    absent = () if is_installed("openvino") else ("openvino",)
+    names = names or tuple(name for name in NAMES if name not in ("compile", *absent))  # compile takes minutes
     print_machine(threads)
     if cpu:
         click.echo("seconds are the processor's")
-    measure(arch, size, threads=threads, segments=segments, rounds=rounds, compiled=compiled, clock=clock)
+    measure(arch, size, threads=threads, segments=segments, rounds=rounds, names=names, clock=clock)
 
 
 if __name__ == "__main__":
