@@ -35,34 +35,30 @@ def export_onnx(model: TSMBackbone, frame_size: int) -> bytes:
     Raises:
         ModelError: an operation that cannot be expressed.
     """
-    graph = _Graph(fold_network(model.net), model, frame_size)
-    graph.write_outputs(model)
     moments = (model.num_frames, NUM_FRAMES) if model.modality == "rgbdiff" else (model.num_frames,)
     shape = ("B", *moments, frame_size, frame_size, 3)
     widths = (model.feature_dim, model.action.out_features, model.scene.out_features)
-    made = helper.make_graph(
-        graph.nodes,
-        "backbone",
-        [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, shape)],
-        [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ("B", width))
-            for name, width in zip(OUTPUTS, widths, strict=True)
-        ],
-        list(graph.constants.values()),
-    )
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ("B", width))
+        for name, width in zip(OUTPUTS, widths, strict=True)
+    ]
+    made = helper.make_graph([], "backbone", [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, shape)], outputs)
     proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    onnx.checker.check_model(proto)
-    return bytes(proto.SerializeToString())
+    # written in place: every copy of the graph is another copy of the weights
+    _Graph(fold_network(model.net), model, frame_size, proto.graph).write_outputs(model)
+    serialised = bytes(proto.SerializeToString())
+    del proto
+    onnx.checker.check_model(serialised)
+    return serialised
 
 
 class _Graph:
     """Writes the steps' outputs on request, one frame and one range of channels at a time, each only once."""
 
-    def __init__(self, steps: Sequence[Step], model: TSMBackbone, frame_size: int) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, onnx.TensorProto] = {}
+    def __init__(self, steps: Sequence[Step], model: TSMBackbone, frame_size: int, proto: onnx.GraphProto) -> None:
+        self._proto, self._constants = proto, set[str]()
         self._steps, self._num_frames, self._size = steps, model.num_frames, frame_size
-        self._picture = self._stacked_differences if model.modality == "rgbdiff" else self._standardised
+        self._is_motion = model.modality == "rgbdiff"
         self._ranges = _channel_ranges(steps)
         self._written: dict[tuple[int, int, Range], str] = {}
 
@@ -82,13 +78,14 @@ class _Graph:
             self._node("Gemm", [OUTPUTS[0], weight, bias], name=name, transB=1)
 
     def _node(self, kind: str, inputs: Sequence[str], *, name: str = "", **attributes: Any) -> str:
-        name = name or f"{kind}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
+        name = name or f"{kind}_{len(self._proto.node)}"
+        self._proto.node.append(helper.make_node(kind, list(inputs), [name], **attributes))
         return name
 
     def _constant(self, name: str, values: Callable[[], np.ndarray]) -> str:
-        if name not in self.constants:
-            self.constants[name] = numpy_helper.from_array(np.array(values(), order="C"), name)
+        if name not in self._constants:
+            self._proto.initializer.append(numpy_helper.from_array(np.array(values(), order="C"), name))
+            self._constants.add(name)
         return name
 
     def _index(self, *values: int) -> str:
@@ -106,7 +103,7 @@ class _Graph:
         if channels is None and step.kind != "conv" and place in self._ranges:
             return self._node("Concat", [self._output(place, frame, part) for part in self._ranges[place]], axis=1)
         if step.kind == "input":
-            return self._picture(frame)
+            return self._stacked_differences(frame) if self._is_motion else self._standardised(frame)
         if step.kind == "conv":
             return self._convolved(place, frame, channels)
         inputs = [self._output(source, frame, channels) for source in step.inputs]

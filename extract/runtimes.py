@@ -27,6 +27,10 @@ from talstack.extract.motion import differences
 from talstack.extract.onnx_graph import INPUT, OUTPUTS, export_onnx
 from talstack.io.errors import ConfigError
 
+# What a CPU computes at once: more only takes memory, and folded loses a sixth when the cache holds less of it
+# (docs/decisions/0013-runtimes.md)
+PASS_PIXELS = 1 << 20
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Computed:
@@ -35,6 +39,15 @@ class Computed:
     features: np.ndarray
     logits: np.ndarray
     scene_logits: np.ndarray
+
+
+def in_passes(compute: Callable[[np.ndarray], Computed], pixels: np.ndarray) -> Computed:
+    """Return what `compute` makes of (B, T, ..., H, W, 3) pixels, a few segments at a time."""
+    most = max(1, PASS_PIXELS // (pixels.shape[1] * pixels.shape[-3] * pixels.shape[-2]))
+    parts = [compute(pixels[first : first + most]) for first in range(0, len(pixels), most)]
+    if len(parts) == 1:
+        return parts[0]
+    return Computed(*(np.concatenate([getattr(part, name) for part in parts]) for name in Computed.__slots__))
 
 
 class Runtime(Protocol):
@@ -75,9 +88,12 @@ class FoldedRuntime:
         self._model = model
         self._steps = fuse_steps(fold_network(model.net))
 
-    @torch.inference_mode()
     def run(self, pixels: np.ndarray) -> Computed:
         """Return the features of the pixels of B segments."""
+        return in_passes(self._run, pixels)
+
+    @torch.inference_mode()
+    def _run(self, pixels: np.ndarray) -> Computed:
         frames = (
             _frames(self._model, torch.from_numpy(pixels)).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         )
@@ -122,7 +138,10 @@ class OnnxRuntime:
 
     def run(self, pixels: np.ndarray) -> Computed:
         """Return the features of the pixels of B segments."""
-        return Computed(*self._session.run(list(OUTPUTS), {INPUT: np.ascontiguousarray(pixels)}))
+        return in_passes(self._run, np.ascontiguousarray(pixels))
+
+    def _run(self, pixels: np.ndarray) -> Computed:
+        return Computed(*self._session.run(list(OUTPUTS), {INPUT: pixels}))
 
 
 class OpenVinoRuntime:
@@ -138,7 +157,10 @@ class OpenVinoRuntime:
 
     def run(self, pixels: np.ndarray) -> Computed:
         """Return the features of the pixels of B segments."""
-        found = self._compiled({INPUT: np.ascontiguousarray(pixels)})
+        return in_passes(self._run, np.ascontiguousarray(pixels))
+
+    def _run(self, pixels: np.ndarray) -> Computed:
+        found = self._compiled({INPUT: pixels})
         return Computed(*(np.array(found[name]) for name in OUTPUTS))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from talstack.extract import folded_steps
+from talstack.extract import folded_steps, runtimes
 from talstack.extract.backbone import TSMBackbone
 from talstack.extract.card import BackboneCard, BackboneSource
 from talstack.extract.folding import fold_network
@@ -120,6 +120,20 @@ def test_features_do_not_depend_on_the_batch(name: str) -> None:
     for row in range(3):
         alone = runtime.run(pixels[row : row + 1])
         np.testing.assert_allclose(alone.features[0], together.features[row], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["folded", "onnxruntime", "openvino"])
+def test_a_large_batch_is_computed_in_passes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "openvino" and not is_installed(name):
+        pytest.skip("openvino is an extra")
+    runtime, pixels = build_runtime(name, make_model(), frame_size=SIZE, threads=1), make_pixels(5)
+    together, sizes, compute = runtime.run(pixels), [], runtime._run
+    monkeypatch.setattr(runtimes, "PASS_PIXELS", 2 * FRAMES * SIZE * SIZE)
+    monkeypatch.setattr(runtime, "_run", lambda part: sizes.append(len(part)) or compute(part))
+    found = runtime.run(pixels)
+    assert sizes == [2, 2, 1]
+    for part in ("features", "logits", "scene_logits"):
+        np.testing.assert_allclose(getattr(found, part), getattr(together, part), rtol=1e-5, atol=1e-6)
 
 
 def test_without_the_fused_operators_the_features_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
