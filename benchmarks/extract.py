@@ -4,10 +4,13 @@
 
 The first table extracts made 720p clips through the scheduler, by warm worker processes, and does each stage alone in
 the same processes: the FrameReader on the frames of the same segments, the runtime on ready pixels. All cores are busy
-in each, so the bound on the whole is 1 / (1/decode + 1/compute). The second table runs the whole in fresh processes,
-beside a loop of the shape that public extractors have: a reader that gives every frame, torchvision's transforms, the
-module on batches. Rates are without the start of processes; memory is the sum of the peaks of all of them (Linux only).
-Figures are medians of several rounds, ratios those of the rounds' ratios.
+in each, so the bound on the whole is 1 / (1/decode + 1/compute). "CPU" is the same ratio in processor seconds: where
+others use the machine too, the whole gets a larger part of it than a stage, since it has more threads.
+
+The second table runs the whole in fresh processes, beside a loop of the shape that public extractors have: a reader
+that gives every frame, torchvision's transforms, the module on batches. Rates are without the start of processes;
+memory is the sum of the peaks of all of them (Linux only). Figures are medians of several rounds, ratios those of the
+rounds' ratios.
 """
 
 import statistics
@@ -16,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count, islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -39,6 +43,7 @@ from talstack.extract.plan import plan_extraction
 from talstack.extract.schedule import run_items
 from talstack.extract.status import StatusRow
 from talstack.extract.weights import load_backbone
+from talstack.extract.worker import extract_item
 from talstack.extract.workers import Workers
 from talstack.io.manifest import Manifest
 from talstack.io.media import FrameReader
@@ -122,27 +127,37 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started_s, result
 
 
+def counted(run: Callable[[ExtractionItem], Any], item: ExtractionItem) -> list[StatusRow]:
+    """Do the item; the rows' `compute_s` are the processor seconds of the process, shared out among them."""
+    started_s = time.process_time()
+    made = run(item)
+    rows = [made] if isinstance(made, StatusRow) else list(made)
+    return [replace(row, compute_s=(time.process_time() - started_s) / len(rows)) for row in rows]
+
+
 def add_bound_row(table: Table, name: str, job: Job, scratch: Path, *, jobs: int, rounds: int) -> None:
     stores = (scratch / f"store{number}" for number in count())
     items, workers = job.items(next(stores), jobs)
     run_items(items[: workers.jobs], jobs=workers, run=load_alone)
-    runs: list[tuple[float, float, float]] = []
-    store_shares = []
+    walls_s: list[list[float]] = []
+    cpus_s: list[list[float]] = []
     for _ in range(rounds):
-        decode_s, _ = timed(lambda: run_items(items, jobs=workers, run=decode_alone))
-        compute_s, _ = timed(lambda: run_items(items, jobs=workers, run=compute_alone))
         store = next(stores)
         fresh = [replace(item, store_root=store) for item in items]
-        whole_s, rows = timed(lambda fresh=fresh: run_items(fresh, jobs=workers))
-        if {row.outcome for row in rows} != {"done"}:
-            raise RuntimeError(str(rows))
-        runs.append((decode_s, compute_s, whole_s))
-        store_shares.append(sum(row.store_s for row in rows) / sum(row.wall_s for row in rows))
-    rates = [f"{job.num_segments / statistics.median(column):.2f}" for column in zip(*runs, strict=True)]
-    of_bound = statistics.median((decode_s + compute_s) / whole_s for decode_s, compute_s, whole_s in runs)
+        walls_s.append([])
+        cpus_s.append([])
+        for stage in (decode_alone, compute_alone, extract_item):
+            seconds, rows = timed(lambda: run_items(fresh, jobs=workers, run=partial(counted, stage)))  # noqa: B023
+            if {row.outcome for row in rows} != {"done"}:
+                raise RuntimeError(str(rows))
+            walls_s[-1].append(seconds)
+            cpus_s[-1].append(sum(row.compute_s for row in rows))
+    rates = [f"{job.num_segments / statistics.median(column):.2f}" for column in zip(*walls_s, strict=True)]
+    bounds = [f"{statistics.median((d + c) / whole for d, c, whole in runs):.2f}" for runs in (walls_s, cpus_s)]
+    store_share = sum(row.store_s for row in rows) / sum(row.wall_s for row in rows)
     runtime = items[0].network.runtime if items[0].network else ""
     setup = f"{workers.jobs} x {workers.threads}"
-    table.add_row(name, runtime, setup, *rates, f"{of_bound:.2f}", f"{100 * statistics.median(store_shares):.2f} %")
+    table.add_row(name, runtime, setup, *rates, *bounds, f"{100 * store_share:.2f} %")
 
 
 def extract_all(job: Job, scratch: str, jobs: int) -> float:
@@ -246,18 +261,21 @@ def print_side_by_side(name: str, job: Job, scratch: Path, *, jobs: int, rounds:
 @click.option("--clips", "num_clips", default=2, show_default=True, type=click.IntRange(1), help="Per core.")
 @click.option("--jobs", default=0, show_default="as talstack extract", type=click.IntRange(0))
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
+@click.option("--bound-only", is_flag=True, help="Only the first table.")
 @click.option("--quick", is_flag=True, help="resnet18 and few segments.")
 @click.option("--folder", type=click.Path(path_type=Path), default=Path(tempfile.gettempdir()) / "talstack-extract")
-def main(
-    archs: tuple[str, ...], size: int, seconds: int, num_clips: int, jobs: int, rounds: int, quick: bool, folder: Path
-) -> None:
+def main(  # noqa: PLR0913 - one parameter per option
+    archs: tuple[str, ...], size: int, seconds: int, num_clips: int, jobs: int, rounds: int, bound_only: bool,
+    quick: bool, folder: Path,
+) -> None:  # fmt: skip
     """Print both tables; the last network is the one of the second table."""
     if quick:
         archs, seconds, num_clips, rounds = archs[:1], min(seconds, 8), 1, min(rounds, 2)
     print_machine(joblib.cpu_count())
     clips = (make_clip(folder / f"busy-{seconds}s.mp4", seconds),) * num_clips * joblib.cpu_count()
-    columns = ("network", "runtime", "processes x threads", "decode/s", "compute/s", "whole/s", "of bound", "store")
-    table = Table(*columns, title=f"{len(clips)} clips of 720p, {seconds * len(clips)} segments, {rounds} rounds")
+    columns = ("network", "runtime", "processes x threads", "decode/s", "compute/s", "whole/s")
+    title = f"{len(clips)} clips of 720p, {seconds * len(clips)} segments, {rounds} rounds"
+    table = Table(*columns, "of bound", "CPU", "store", title=title)
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
         data = make_data(scratch / "set", [[clip] for clip in clips])
@@ -265,7 +283,8 @@ def main(
             job = Job(data, make_backbone(scratch / arch, arch, size), clips, seconds, size)
             add_bound_row(table, arch, job, scratch / f"{arch}-stores", jobs=jobs, rounds=rounds)
         show(table)
-        print_side_by_side(archs[-1], job, scratch, jobs=jobs, rounds=1 if quick else rounds)
+        if not bound_only:
+            print_side_by_side(archs[-1], job, scratch, jobs=jobs, rounds=1 if quick else rounds)
 
 
 if __name__ == "__main__":
