@@ -28,7 +28,7 @@ from talstack.extract.onnx_graph import INPUT, OUTPUTS, export_onnx
 from talstack.io.errors import ConfigError
 
 TOLERANCE = 1e-4  # of the largest feature: how far a runtime may be from the module
-# What a CPU computes at once: more only takes memory, and folded loses a sixth when the cache holds less of it
+# What a CPU computes at once: more only takes memory, and makes folded a quarter slower
 # (docs/decisions/0013-runtimes.md)
 PASS_PIXELS = 1 << 20
 
