@@ -27,7 +27,7 @@ from talstack.extract.motion import differences
 from talstack.extract.onnx_graph import INPUT, OUTPUTS, export_onnx
 from talstack.io.errors import ConfigError
 
-# What a CPU computes at once: more only takes memory, and folded loses a sixth when the cache holds less of it
+# What a CPU computes at once: more only takes memory, and makes folded a quarter slower
 # (docs/decisions/0013-runtimes.md)
 PASS_PIXELS = 1 << 20
 
