@@ -96,6 +96,7 @@ test_engine.extract(Path({data!r}), Path({store!r}))
 """
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_undisturbed(toy_data: Path, tmp_path: Path) -> None:
     extract(toy_data, tmp_path / "calm")
     store = tmp_path / "killed"
