@@ -18,7 +18,7 @@ from rich.table import Table
 from talstack.cli.config import Config, load_config
 from talstack.extract.backbone import TSMBackbone, normalise
 from talstack.extract.finetune import finetune
-from talstack.extract.frames import read_segments
+from talstack.extract.frames import PictureTask, read_segments
 from talstack.extract.layout import lay_out_view
 from talstack.extract.weights import load_backbone
 from talstack.io.errors import MediaError
@@ -53,17 +53,11 @@ def _logits(model: TSMBackbone, manifest: Manifest, recording: str, view: str, c
     except MediaError:
         return np.full((1, len(manifest.actions) + 1), np.nan)
     logits = np.full((len(layout.times_s), len(manifest.actions) + 1), np.nan)
-    chunks = read_segments(
-        layout,
-        num_frames=sampling.frames_per_segment,
-        frame_size=sampling.frame_size,
-        segment_s=sampling.segment_s,
-        chunk=32,
-    )
+    task = PictureTask(sampling.frames_per_segment, sampling.frame_size)
     with torch.inference_mode():
-        for chunk in chunks:
-            out = model(normalise(torch.from_numpy(chunk.pixels))).logits.numpy()
-            logits[chunk.rows[chunk.valid]] = out[chunk.valid]
+        for chunk in read_segments(layout, [task], segment_s=sampling.segment_s, chunk=32):
+            out = model(normalise(torch.from_numpy(chunk.pixels[0][0]))).logits.numpy()
+            logits[chunk.rows[chunk.valid[0]]] = out[chunk.valid[0]]
     return logits
 
 
