@@ -25,6 +25,7 @@ from rich.table import Table
 from talstack.io.frame_decoders import PyAVFrames
 from talstack.io.media import FrameReader, Frames, decoder_versions
 from talstack.io.packet_index import index_clip
+from talstack.io.picture_crop import Drawing
 
 FPS, SHORT_SIDE = 30, 256
 CLIPS = {
@@ -83,9 +84,10 @@ def run_reader(clip: Clip, threads: int, **options: object) -> None:
 
 def run_in_order(clip: Clip, threads: int) -> None:
     start, index = index_clip(clip.path)
-    reader = PyAVFrames(clip.path, start, size=clip.size, period_s=index.period_s, strict=True, num_threads=threads)
+    drawings = [Drawing(clip.size)]
+    reader = PyAVFrames(clip.path, start, drawings=drawings, period_s=index.period_s, strict=True, num_threads=threads)
     for part in portions(clip):
-        reader.read(part)
+        reader.read(part, np.ones((len(part), 1), dtype=bool))
     reader.close()
 
 
