@@ -13,6 +13,7 @@ from talstack.extract.watchdog import beat
 from talstack.io.media import FrameReader
 from talstack.io.picture_crop import Drawing
 
+MAX_SQUEEZE = 0.02  # of a panorama's width: encoders round sizes
 CIRCLE_FRAMES, CIRCLE_SIZE = 10, (160, 160)  # what looking for a fisheye circle takes
 
 
@@ -50,7 +51,9 @@ def open_piece(piece: Piece, path: Path, *, frame_size: int, picture: tuple[int,
         cameras = [replace(camera, size=frame_size) for camera in piece.cameras]
         height = min(source_size(cameras[0].fov_deg, frame_size)[0], max(2, picture[0]))
         source = (height, 2 * height)  # no larger than the file: enlarged pixels say nothing more
-        return ClipPiece(Drawing(source), tuple(_crop(camera, source) for camera in cameras))
+        squeezed = abs(picture[1] - 2 * picture[0]) > MAX_SQUEEZE * picture[1]
+        note = f"{path.name}: {picture[1]}x{picture[0]}, not 2:1 as a panorama is; scaled to that" if squeezed else None
+        return ClipPiece(Drawing(source), tuple(_crop(camera, source) for camera in cameras), note)
     size = (frame_size, frame_size)
     if piece.side is None:
         return ClipPiece(Drawing(size))

@@ -296,3 +296,21 @@ def test_qvhighlights_published_figures(shared_data):
     published = json.loads((folder / "expected.json").read_text())["published_map_percent"]
     assert [round(100 * value, 2) for value in result.map] == list(published.values())[:-1]
     assert round(100 * result.average_map, 2) == published["average"] == 32.20
+
+
+def test_detections_are_ranked_by_the_whole_score() -> None:
+    """The sort looks at the upper bits of a score first; the last one decides as well."""
+    rng = np.random.default_rng(0)
+    score = rng.choice([-3.5, -0.0, 0.0, 0.25, 0.5, 1e300], size=500)
+    score = np.where(rng.random(500) < 0.5, np.nextafter(score, np.inf), score)
+    label, start = rng.integers(0, 3, 500), rng.integers(0, 4, 500).astype(float)
+    names, classes = pl.Series([f"r{i}" for i in range(2)]), pl.Series(["a", "b", "c"])
+    recording = rng.integers(0, 2, 500)
+    table = pl.DataFrame(
+        {
+            "recording": names.gather(recording), "start_s": start, "end_s": start + 1, "label": classes.gather(label),
+            "score": score,
+        }
+    )  # fmt: skip
+    expected = np.lexsort((start + 1, start, recording, 0.0 - score, label))
+    assert matching.rank_intervals(table, classes, names).row.tolist() == expected.tolist()

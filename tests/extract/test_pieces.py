@@ -76,6 +76,14 @@ def test_cameras_see_what_a_crop_of_the_panorama_shows(toy_data: Path, tmp_path:
     assert_close(features_of(toy_data, tmp_path, "r0", "front@yaw090"), expected)
 
 
+def test_a_panorama_of_another_shape_is_told(toy_data: Path, tmp_path: Path) -> None:
+    make(planned(toy_data, tmp_path, RING, views=("front@yaw090",)))
+    shard = FeatureSet.open(Manifest.load(toy_data), tmp_path).read("r0", "front@yaw090", "rgb")
+    assert shard is not None and any("64x48, not 2:1 as a panorama is" in note for note in shard.notes)
+    piece = Piece((Camera(0.0),))
+    assert open_piece(piece, tmp_path, frame_size=32, picture=(320, 640), end_s=1.0).note is None
+
+
 def test_a_pooled_ring_is_the_mean_of_its_cameras(toy_data: Path, tmp_path: Path) -> None:
     make(planned(toy_data, tmp_path / "each", RING))
     make(planned(toy_data, tmp_path / "pool", replace(RING, camera_pool=True)))
