@@ -1,5 +1,6 @@
 """Fixtures that every test folder may use."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -33,6 +34,23 @@ def shared_data() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return root
+
+
+@pytest.fixture
+def open_below() -> Callable[[Path], list[str]]:
+    """Return a function that lists this process's open files and folders below a folder.
+
+    Counting all open files would not do: others come and go with the garbage collector.
+    """
+
+    def listed(root: Path) -> list[str]:
+        found = []
+        for descriptor in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+                found.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        return [path for path in found if path.startswith(str(root))]
+
+    return listed
 
 
 @pytest.fixture(scope="session")

@@ -224,7 +224,9 @@ def refusing(number_from: int, number_to: float, code: int) -> Act:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EACCES], ids=["ENOSPC", "EIO", "EACCES"])
-def test_every_call_refused(tmp_path: Path, watch: Callable[[Act], WatchedOs], code: int) -> None:
+def test_every_call_refused(
+    tmp_path: Path, watch: Callable[[Act], WatchedOs], open_below: Callable[[Path], list[str]], code: int
+) -> None:
     seen: Counter[str] = Counter()
     for before, fresh in stores(tmp_path):
         watched = watch(plainly)
@@ -236,14 +238,13 @@ def test_every_call_refused(tmp_path: Path, watch: Callable[[Act], WatchedOs], c
             watch(plainly)
             store = fresh()
             path = store.path_of(KEY)
-            open_files = len(os.listdir("/proc/self/fd"))
             watch(refusing(at, float("inf") if for_good else at, code))
             with pytest.raises(StoreError, match="rec-1 front/rgb: .*could not be written .*again") as caught:
                 write_shard(path, KEY, NEW)
             watch(plainly)
             assert os.strerror(code) in str(caught.value)
             assert caught.value.errno == code
-            assert len(os.listdir("/proc/self/fd")) == open_files
+            assert open_below(store.root) == []
             after = state(path)
             seen[f"{before} -> {after}"] += 1
             renamed = "replace" in calls[: at - 1]

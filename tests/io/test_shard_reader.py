@@ -3,6 +3,7 @@
 import os
 import pickle
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -66,18 +67,19 @@ def test_only_the_rows_asked_for_are_read(store: FeatureStore, monkeypatch: pyte
                 reader.rows(KEYS[1], start, stop)
 
 
-def test_few_files_stay_open_and_each_is_checked_once(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_files_stay_open_and_each_is_checked_once(
+    store: FeatureStore, open_below: Callable[[Path], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     checked = []
     real = OpenShard.check_content
     monkeypatch.setattr(OpenShard, "check_content", lambda self: checked.append(self.path) or real(self))
-    before = len(os.listdir("/proc/self/fd"))
     reader = ShardReader(store, max_open=2)
     for _ in range(3):
         assert read_all(reader)[1:] == (2, True)
-    assert len(os.listdir("/proc/self/fd")) == before + 2
+    assert len(open_below(store.root)) == 2
     assert sorted(checked) == sorted(store.path_of(key) for key in KEYS)
     reader.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_below(store.root) == []
     with pytest.raises(InputError, match="max_open must be at least 1, got 0"):
         ShardReader(store, max_open=0)
 
