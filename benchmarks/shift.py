@@ -17,9 +17,9 @@ from rich.table import Table
 
 from talstack.cli.config import Config, load_config
 from talstack.extract.backbone import TSMBackbone, normalise
-from talstack.extract.finetune import finetune
 from talstack.extract.frames import PictureTask, read_segments
 from talstack.extract.layout import lay_out_view
+from talstack.extract.training.finetune import finetune
 from talstack.extract.weights import load_backbone
 from talstack.io.errors import MediaError
 from talstack.io.manifest import Manifest

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from talstack.ensemble.config import EnsembleConfig
-from talstack.extract.config import ExtractConfig, FinetuneConfig, SamplingConfig
+from talstack.extract.config import ExtractConfig, SamplingConfig
+from talstack.extract.training.config import FinetuneConfig
 from talstack.heads.config import HeadsConfig
 from talstack.io.config import build, read_toml, to_toml
 from talstack.io.errors import ConfigError

@@ -22,7 +22,7 @@ def command(data: Path, out: Path, config_file: Path | None, jobs: int) -> None:
     from rich.table import Table
 
     from talstack.cli.config import load_config
-    from talstack.extract.finetune import EpochRow, finetune
+    from talstack.extract.training.finetune import EpochRow, finetune
     from talstack.io.manifest import Manifest
 
     config = load_config(config_file)

@@ -1,4 +1,4 @@
-"""Settings of stage one: the tables [sampling], [finetune] and [extract] of the configuration file."""
+"""Settings of stage one: the tables [sampling] and [extract]; [finetune] is in `talstack.extract.training.config`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,31 +21,6 @@ class SamplingConfig:
                 "sampling: segment_s must be > 0, frames_per_segment >= 1 and frame_size >= 32, got "
                 f"{self.segment_s}, {self.frames_per_segment}, {self.frame_size}"
             )
-
-
-@dataclass(frozen=True, slots=True)
-class FinetuneConfig:
-    """Fine-tuning of the TSM backbone: actions with background, and the scene as auxiliary task."""
-
-    arch: Literal["resnet18_narrow", "resnet18", "resnet50"] = setting(
-        "resnet50", "resnet18_narrow (a quarter of the work, for CPUs), resnet18 or resnet50"
-    )
-    imagenet: bool = setting(True, "start from torchvision's ImageNet weights instead of random ones")
-    shift: bool = setting(True, "temporal shift; off gives the plain network, for comparison")
-    views: tuple[str, ...] = setting((), "views to train on, mixed; empty = all")
-    holdout_folds: int = setting(2, "folds the backbone never sees: the stacker learns on these and on split val")
-    loss: Literal["softmax", "sigmoid"] = setting(
-        "softmax", "softmax over background + classes (the paper), or one sigmoid per class where labels overlap a lot"
-    )
-    scene_weight: float = setting(0.3, "weight of the scene's cross-entropy beside the actions' loss")
-    epochs: int = setting(20, "passes over the training segments")
-    batch_size: int = setting(32, "segments per step")
-    lr: float = setting(0.001, "peak learning rate of AdamW (cosine schedule with warm-up)")
-    weight_decay: float = setting(0.05, "decoupled weight decay")
-    warmup: float = setting(0.1, "share of the steps spent warming up")
-    dropout: float = setting(0.5, "before the classifiers")
-    jitter: float = setting(0.15, "random shift of the picture (share of its size) and change of contrast")
-    seed: int = setting(0, "initialisation, order, augmentation")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,10 @@ from torch.nn import functional
 
 from talstack.extract.backbone import TSMBackbone, normalise, pick_device
 from talstack.extract.card import CARD_FILE, BackboneCard, load_card
-from talstack.extract.config import FinetuneConfig, SamplingConfig
-from talstack.extract.framecache import OVERSAMPLING, FrameCache, build_frame_cache
-from talstack.extract.targets import action_loss, class_targets, sampling_weights
+from talstack.extract.config import SamplingConfig
+from talstack.extract.training.config import FinetuneConfig
+from talstack.extract.training.framecache import OVERSAMPLING, FrameCache, build_frame_cache
+from talstack.extract.training.targets import action_loss, class_targets, sampling_weights
 from talstack.extract.weights import build_network, save_backbone
 from talstack.io.config import to_dict
 from talstack.io.errors import InputError, LeakError, TalstackError

@@ -9,11 +9,12 @@ from safetensors.torch import load_file, save_file
 
 from talstack.extract.backbone import normalise
 from talstack.extract.card import BackboneCard, load_card
-from talstack.extract.config import ExtractConfig, FinetuneConfig, SamplingConfig
-from talstack.extract.finetune import augment, finetune, training_recordings
+from talstack.extract.config import ExtractConfig, SamplingConfig
 from talstack.extract.plan import plan_extraction
 from talstack.extract.schedule import run_items
-from talstack.extract.targets import action_loss, class_targets, sampling_weights
+from talstack.extract.training.config import FinetuneConfig
+from talstack.extract.training.finetune import augment, finetune, training_recordings
+from talstack.extract.training.targets import action_loss, class_targets, sampling_weights
 from talstack.extract.weights import WEIGHTS_FILE, build_network, load_backbone, save_backbone
 from talstack.io.errors import ConfigError, InputError, LeakError, MissingInputError, ModelError, TalstackError
 from talstack.io.extraction import FeatureSet
@@ -97,9 +98,9 @@ def test_targets_share_their_mass_and_background_is_explicit() -> None:
 def test_losses_are_least_at_their_targets() -> None:
     targets = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]])
     right = torch.tensor([[9.0, -9.0, -9.0], [-9.0, 9.0, 9.0]])
-    for kind in ("softmax", "sigmoid"):
+    for kind in ("softmax", "focal"):
         assert action_loss(right, targets, kind=kind) < action_loss(-right, targets, kind=kind)
-    assert action_loss(right, targets, kind="sigmoid") < 1e-3  # both of two overlapping actions at once
+    assert action_loss(right, targets, kind="focal") < 1e-3  # both of two overlapping actions at once
 
 
 def test_rare_classes_are_drawn_more_often_than_they_occur() -> None:
