@@ -21,6 +21,7 @@ class BackboneCard:
         segment_s, frames_per_segment, frame_size: the sampling it was trained with.
         actions, scenes: order of its logits; action logits have background in front.
         seen: recordings it was fine-tuned on.
+        validated: recordings that chose its best epoch, or when to stop; they flatter it too.
         training: settings, data set, versions and figures of its training.
         weights_sha256: content hash of the weights file.
     """
@@ -33,6 +34,7 @@ class BackboneCard:
     actions: tuple[str, ...]
     scenes: tuple[str, ...]
     seen: tuple[str, ...] = ()
+    validated: tuple[str, ...] = ()
     fold_div: int = 8
     training: Mapping[str, Any] = field(default_factory=dict)
     weights_sha256: str = ""

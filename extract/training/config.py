@@ -31,6 +31,7 @@ class FinetuneConfig:
     )
 
     # what it learns
+    background: bool = setting(True, "segments without an action as a class of their own; off: they are left out")
     targets: Literal["multihot", "majority", "soft"] = setting(
         "multihot", "all actions of a segment alike, the one that covers most of it, or each by the share it covers"
     )
@@ -45,6 +46,9 @@ class FinetuneConfig:
     batch_size: int = setting(32, "segments per step, over all processes")
     segments_per_recording: int = setting(4, "segments of one recording and view in a batch; the scene pools them")
     balance: float = setting(0.5, "0: segments as they come, 1: every class equally often, 0.5: half-way")
+    draws: int = setting(
+        3, "frames kept on disk for each one used, to draw from; odd: the middle one is what extraction uses"
+    )
     jitter: float = setting(0.15, "random shift of the picture (share of its size) and change of contrast")
     yaw: bool = setting(True, "turn panoramas by a random angle")
     flip: Literal["never", "auto", "always"] = setting(
@@ -79,6 +83,7 @@ class FinetuneConfig:
                 f"got {self.epochs}, {self.accumulate}, {self.holdout_folds}, {self.validation_folds}"
             )
         for name, low, high in (
+            ("draws", 1, 100),
             ("dropout", 0, 1), ("label_smoothing", 0, 1), ("balance", 0, 1), ("warmup", 0, 1), ("ema", 0, 1),
             ("jitter", 0, 1), ("scene_weight", 0, 1e6), ("focal_gamma", 0, 100), ("mixup", 0, 100), ("cutmix", 0, 100),
             ("weight_decay", 0, 1e6), ("clip_norm", 0, 1e9), ("patience", 0, 1e9), ("checkpoint_s", 0, 1e9),

@@ -1,32 +1,44 @@
-"""Decoded frames of the training segments, on disk as one uint8 array, so that an epoch decodes nothing."""
+"""Decoded frames of the training segments, on disk as uint8 arrays, so that an epoch decodes nothing.
+
+FOLDER/<fingerprint>.npy     (n, draws x T, S, S, 3) uint8 of one view of one recording
+FOLDER/<fingerprint>.json    what it was made from, which segments its rows are, its SHA-256; written last
+
+A file is named by the hash of everything that decides its pixels, so that trainings on other recordings, of other
+settings or of other folds share what they have in common.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import joblib
 import numpy as np
+import polars as pl
 
 from talstack.extract.config import SamplingConfig
 from talstack.extract.frames import FrameChunk, PictureTask, read_segments
 from talstack.extract.layout import lay_out_view
-from talstack.io.errors import MediaError
-from talstack.io.files import atomic_path, canonical_json, read_json, sha256_text, write_json
+from talstack.io.config import to_dict
+from talstack.io.errors import MediaError, TalstackError
+from talstack.io.files import atomic_path, canonical_json, read_json, sha256_file, sha256_text, write_json
 from talstack.io.manifest import Manifest
+from talstack.io.media import decoder_versions
+from talstack.io.store import ClipHashes
 
-OVERSAMPLING = 2  # frames kept per frame used, so that training can draw at random within each part
+FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FrameCache:
-    """Training frames of some (recording, view) pairs.
+    """Training frames of some (recording, view) pairs, N segments.
 
     Attributes:
-        blocks: one (n, F, H, W, 3) uint8 memory map per view of a recording, F = OVERSAMPLING x T.
+        blocks: one (n, draws x T, S, S, 3) uint8 memory map per view of a recording.
         block, row: (N,) int64, where each segment's frames lie.
         recording, view: (N,) str, where each segment comes from.
         segment: (N,) int64, which segment of the recording.
+        draws: frames there are for each frame used; they follow each other.
         skipped: views that gave nothing, and why.
     """
 
@@ -36,11 +48,40 @@ class FrameCache:
     recording: np.ndarray
     view: np.ndarray
     segment: np.ndarray
+    draws: int
     skipped: tuple[str, ...]
 
-    def frames(self, position: int) -> np.ndarray:
-        """Return the (F, H, W, 3) uint8 frames of one training segment."""
-        return np.asarray(self.blocks[self.block[position]][self.row[position]])
+    def __len__(self) -> int:
+        return len(self.row)
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int, int]:
+        """Return (T, S, S, 3)."""
+        frames, *picture = self.blocks[0].shape[1:]
+        return (frames // self.draws, *picture)  # type: ignore[return-value]
+
+    def part(self, positions: np.ndarray) -> "FrameCache":
+        """Return the segments at `positions`, (M,) int."""
+        rows = {name: getattr(self, name)[positions] for name in ("block", "row", "recording", "view", "segment")}
+        return replace(self, **rows)
+
+    def read_into(self, out: np.ndarray, positions: np.ndarray, drawn: np.ndarray) -> None:
+        """Copy frames of some segments into `out`, (B, T, S, S, 3) uint8.
+
+        Args:
+            positions: (B,) segments.
+            drawn: (B, T) int in [0, draws), which of the frames of each part of a segment.
+        """
+        parts = np.arange(drawn.shape[1]) * self.draws
+        for target, position, picked in zip(out, positions, drawn + parts, strict=True):
+            source = self.blocks[self.block[position]][self.row[position]]
+            for frame, index in zip(target, picked, strict=True):
+                frame[...] = source[index]
+
+    @property
+    def middle(self) -> int:
+        """Which of the frames of a part lies at its middle, or just before it where their number is even."""
+        return (self.draws - 1) // 2
 
 
 def build_frame_cache(
@@ -49,57 +90,114 @@ def build_frame_cache(
     *,
     views: Sequence[str],
     sampling: SamplingConfig,
+    draws: int,
     folder: Path,
-    source_hashes: Sequence[str],
+    hashes: ClipHashes,
     jobs: int = 1,
     report: Callable[[], None] = lambda: None,
 ) -> FrameCache:
-    """Return the frames of every aligned, fully decoded segment; made once per (sources, sampling).
+    """Return the frames of every aligned, fully decoded segment; what is there already is not decoded again.
 
     Args:
-        folder: where the cache lies, named by the hash of what decides its content.
-        source_hashes: content hashes of the clips.
+        folder: where the files lie.
+        hashes: content hashes of the clips.
+        report: called after every view of a recording.
+
+    Raises:
+        MediaError: no view gives any frames.
     """
-    pairs = [(r, v) for r in recordings for v in views if _has_view(manifest, r, v)]
-    what = canonical_json([pairs, list(source_hashes), repr(sampling), OVERSAMPLING])
-    folder = folder / sha256_text(what)[:16]
-    index_file = folder / "index.json"
-    if not index_file.is_file():
-        blocks = joblib.Parallel(n_jobs=jobs, return_as="generator")(
-            joblib.delayed(_decode_view)(manifest, pair, sampling, folder) for pair in pairs
-        )
-        index = []
-        for block in blocks:
-            index.append(block)
-            report()
-        _check_any(index)  # before it is kept: what cannot be read today may be there tomorrow
-        write_json(index_file, index)
-    return _open(read_json(index_file), folder)
+    there = set(manifest.clips.select("recording", "view").iter_rows())
+    pairs = [(r, v) for r in recordings for v in views if (r, v) in there]
+    sources = [_identity(manifest, pair, sampling, draws, hashes) for pair in pairs]
+    entries = []
+    made = joblib.Parallel(n_jobs=jobs, return_as="generator")(
+        joblib.delayed(_find_or_decode)(manifest, pair, source, sampling, draws, folder)
+        for pair, source in zip(pairs, sources, strict=True)
+    )
+    for entry in made:
+        entries.append(entry)
+        report()
+    if not any(entry["segments"] for entry in entries):
+        reasons = [entry["skipped"] for entry in entries if entry["skipped"]]
+        raise MediaError(f"no training frames in {len(pairs)} views; {'; '.join(reasons[:3]) or 'no segment is whole'}")
+    return _open(entries, folder, draws)
 
 
-def _has_view(manifest: Manifest, recording: str, view: str) -> bool:
-    clips = manifest.clips
-    return clips.filter((clips["recording"] == recording) & (clips["view"] == view)).height > 0
-
-
-def _decode_view(manifest: Manifest, pair: tuple[str, str], sampling: SamplingConfig, folder: Path) -> dict[str, Any]:
-    """Decode one view into a file of its own; return its entry of the index."""
+def _identity(
+    manifest: Manifest, pair: tuple[str, str], sampling: SamplingConfig, draws: int, hashes: ClipHashes
+) -> dict[str, Any]:
+    """Return everything that decides the pixels of a view of a recording."""
     recording, view = pair
-    entry: dict[str, Any] = {"recording": recording, "view": view, "segments": [], "file": "", "skipped": ""}
-    num_frames = OVERSAMPLING * sampling.frames_per_segment
+    clips = manifest.clips.filter((pl.col("recording") == recording) & (pl.col("view") == view)).sort("clip")
+    return {
+        "format_version": FORMAT_VERSION,
+        "clips": [
+            [row["clip"], hashes.sha256(manifest.media_path(row["path"])), row["offset_s"]]
+            for row in clips.iter_rows(named=True)
+        ],
+        "duration_s": manifest.duration_s(recording), "sampling": to_dict(sampling), "draws": draws,
+        "resize": "squash", "decoder": decoder_versions(),
+    }  # fmt: skip
+
+
+def _find_or_decode(
+    manifest: Manifest,
+    pair: tuple[str, str],
+    source: dict[str, Any],
+    sampling: SamplingConfig,
+    draws: int,
+    folder: Path,
+) -> dict[str, Any]:
+    """Return the entry of a view: {"file", "segments", "skipped"} and where it comes from."""
+    name = sha256_text(canonical_json(source))[:32]
+    entry: dict[str, Any] = {
+        "recording": pair[0],
+        "view": pair[1],
+        "file": f"{name}.npy",
+        "segments": [],
+        "skipped": "",
+    }
+    segments = _whole(folder, name)
+    if segments is not None:
+        return entry | {"segments": segments}
     try:
-        layout = lay_out_view(manifest, recording, view, segment_s=sampling.segment_s)
-        if not layout.aligned:
-            return entry | {"skipped": f"{recording} {view}: clip offsets unknown, so its segments have no labels"}
-        task = PictureTask(num_frames, sampling.frame_size)
-        chunks = read_segments(layout, [task], segment_s=sampling.segment_s, chunk=16)
-        name = sha256_text(f"{recording}/{view}")[:24] + ".npy"
-        shape = (len(layout.times_s), num_frames, sampling.frame_size, sampling.frame_size, 3)
-        with atomic_path(folder / name) as temporary:
-            segments = _fill(temporary, shape, chunks)
-    except MediaError as error:
+        segments = _decode_view(manifest, pair, sampling, draws, folder / entry["file"])
+    except MediaError as error:  # not kept: what cannot be read today may be there tomorrow
         return entry | {"skipped": str(error)}
-    return entry | {"segments": segments, "file": name}
+    sidecar = {"source": source, "segments": segments, "sha256": sha256_file(folder / entry["file"])}
+    write_json(folder / f"{name}.json", sidecar)
+    return entry | {"segments": segments}
+
+
+def _whole(folder: Path, name: str) -> list[int] | None:
+    """Return the segments of a file that is there and undamaged, else None."""
+    try:
+        sidecar = read_json(folder / f"{name}.json")
+        undamaged = sha256_file(folder / f"{name}.npy") == sidecar["sha256"]  # reading it also warms the page cache
+    except (TalstackError, OSError, KeyError, TypeError):
+        return None
+    return list(sidecar["segments"]) if undamaged else None
+
+
+def _decode_view(
+    manifest: Manifest, pair: tuple[str, str], sampling: SamplingConfig, draws: int, path: Path
+) -> list[int]:
+    """Decode one view into a file; return which segments its rows are.
+
+    Raises:
+        MediaError: nothing can be read, or the clips lie at unknown times, so that no segment has a label.
+    """
+    recording, view = pair
+    layout = lay_out_view(manifest, recording, view, segment_s=sampling.segment_s)
+    if not layout.aligned:
+        raise MediaError(f"{recording} {view}: clip offsets unknown, so its segments have no labels")
+    num_frames = draws * sampling.frames_per_segment
+    chunks = read_segments(
+        layout, [PictureTask(num_frames, sampling.frame_size)], segment_s=sampling.segment_s, chunk=16
+    )
+    shape = (len(layout.times_s), num_frames, sampling.frame_size, sampling.frame_size, 3)
+    with atomic_path(path) as temporary:
+        return _fill(temporary, shape, chunks)
 
 
 def _fill(path: Path, shape: tuple[int, ...], chunks: Iterable[FrameChunk]) -> list[int]:
@@ -117,14 +215,8 @@ def _fill(path: Path, shape: tuple[int, ...], chunks: Iterable[FrameChunk]) -> l
     return segments
 
 
-def _check_any(index: list[dict[str, Any]]) -> None:
-    if not any(entry["segments"] for entry in index):
-        reasons = [entry["skipped"] for entry in index if entry["skipped"]]
-        raise MediaError(f"no training frames in {len(index)} views; {'; '.join(reasons[:3]) or 'no segment is whole'}")
-
-
-def _open(index: list[dict[str, Any]], folder: Path) -> FrameCache:
-    used = [entry for entry in index if entry["segments"]]
+def _open(entries: list[dict[str, Any]], folder: Path, draws: int) -> FrameCache:
+    used = [entry for entry in entries if entry["segments"]]
     counts = [len(entry["segments"]) for entry in used]
     return FrameCache(
         tuple(np.load(folder / entry["file"], mmap_mode="r") for entry in used),
@@ -133,5 +225,6 @@ def _open(index: list[dict[str, Any]], folder: Path) -> FrameCache:
         np.repeat([entry["recording"] for entry in used], counts),
         np.repeat([entry["view"] for entry in used], counts),
         np.concatenate([np.array(entry["segments"], dtype=np.int64) for entry in used]),
-        tuple(entry["skipped"] for entry in index if entry["skipped"]),
+        draws,
+        tuple(entry["skipped"] for entry in entries if entry["skipped"]),
     )

@@ -1,0 +1,93 @@
+"""Decoded frames on disk."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from talstack.extract.config import SamplingConfig
+from talstack.extract.frames import PictureTask, read_segments
+from talstack.extract.layout import lay_out_view
+from talstack.extract.training.framecache import FrameCache, build_frame_cache
+from talstack.io.errors import MediaError
+from talstack.io.manifest import Manifest
+from talstack.io.store import ClipHashes
+
+VIEWS = ("ego", "front")
+SAMPLING = SamplingConfig(segment_s=1.0, frames_per_segment=4, frame_size=32)
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Callable[..., FrameCache]:
+    def made(
+        manifest: Manifest, recordings: list[str], *, draws: int = 3, views: tuple = ("ego", "front")
+    ) -> FrameCache:
+        return build_frame_cache(
+            manifest, recordings, views=views, sampling=SAMPLING, draws=draws, folder=tmp_path / "f",
+            hashes=ClipHashes(tmp_path),
+        )  # fmt: skip
+
+    return made
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def test_the_middle_draw_is_the_frame_that_extraction_uses(toy_data: Path, build: Callable[..., FrameCache]) -> None:
+    manifest = Manifest.load(toy_data)
+    cache = build(manifest, ["r0"], views=("front",))
+    layout = lay_out_view(manifest, "r0", "front", segment_s=1.0)
+    (chunk,) = read_segments(layout, [PictureTask(4, 32)], segment_s=1.0, chunk=100)
+    out = np.empty((len(cache), 4, 32, 32, 3), np.uint8)
+    cache.read_into(out, np.arange(len(cache)), np.full((len(cache), 4), cache.middle))
+    assert cache.frame_shape == out.shape[1:]
+    assert np.array_equal(out, chunk.pixels[0][0])
+    cache.read_into(out, np.arange(len(cache)), np.zeros((len(cache), 4), int))
+    assert not np.array_equal(out, chunk.pixels[0][0])
+
+
+def test_another_training_decodes_only_what_is_new_to_it(
+    toy_data: Path, tmp_path: Path, build: Callable[..., FrameCache]
+) -> None:
+    manifest = Manifest.load(toy_data)
+    build(manifest, ["r0", "r1"])
+    before = stamps(tmp_path / "f")
+    assert len(before) == 2 * 2 * 2, "two recordings, two views, pixels and a sidecar each"
+    cache = build(manifest, ["r1", "r2"])
+    after = stamps(tmp_path / "f")
+    assert before.items() <= after.items()
+    assert len(after) == 3 * 2 * 2
+    assert set(cache.recording) == {"r1", "r2"}
+    build(manifest, ["r1"], draws=1)
+    assert len(stamps(tmp_path / "f")) == 4 * 2 * 2
+
+
+def test_a_moved_clip_and_a_damaged_file_are_decoded_again(
+    toy_data: Path, tmp_path: Path, build: Callable[..., FrameCache]
+) -> None:
+    manifest = Manifest.load(toy_data)
+    first = build(manifest, ["r0"], views=("front",))
+    (pixels,) = (tmp_path / "f").glob("*.npy")
+    whole = pixels.read_bytes()
+    del first
+    pixels.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    build(manifest, ["r0"], views=("front",))
+    assert pixels.read_bytes() == whole
+    moved = manifest.clips.with_columns(offset_s=manifest.clips["offset_s"] + 1.0)
+    later = build(replace(manifest, clips=moved), ["r0"], views=("front",))
+    assert len(list((tmp_path / "f").glob("*.npy"))) == 2
+    assert later.segment.tolist() == [1, 2, 3]
+
+
+def test_views_without_labels_or_frames_are_left_out_with_their_reason(
+    toy_data: Path, build: Callable[..., FrameCache]
+) -> None:
+    manifest = Manifest.load(toy_data)
+    cache = build(manifest, ["r2", "r3"])
+    assert [reason.split(":")[0] for reason in cache.skipped] == ["r3 ego"]
+    assert "offsets unknown" in cache.skipped[0]
+    with pytest.raises(MediaError, match="no training frames in 1 views; r3 ego: clip offsets unknown"):
+        build(manifest, ["r3"], views=("ego",))
