@@ -54,3 +54,13 @@ def overlap_s(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     start = np.maximum(first[:, None, 0], second[None, :, 0])
     end = np.minimum(first[:, None, 1], second[None, :, 1])
     return np.clip(end - start, 0.0, None)
+
+
+def merge_intervals(intervals: np.ndarray) -> np.ndarray:
+    """Return the union of (n, 2) intervals as (m, 2) float64 that neither overlap nor touch, ascending, seconds."""
+    if len(intervals) == 0:
+        return intervals
+    ordered = intervals[np.argsort(intervals[:, 0], kind="stable")]
+    reach = np.maximum.accumulate(ordered[:, 1])
+    first = np.flatnonzero(np.concatenate([[True], ordered[1:, 0] > reach[:-1]]))
+    return np.stack([ordered[first, 0], np.maximum.reduceat(ordered[:, 1], first)], axis=1)

@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 
 from talstack.io.grid import SegmentGrid
+from talstack.io.intervals import merge_intervals
 from talstack.io.manifest import Manifest
 from talstack.io.predictions import SegmentIndex
 
@@ -37,6 +38,29 @@ def segment_targets(manifest: Manifest, index: SegmentIndex, segment_s: float) -
         for label, mask in zip(instances["label"], labelled, strict=True):
             block[mask, columns[label]] = True
     return targets
+
+
+def segment_shares(manifest: Manifest, index: SegmentIndex, segment_s: float) -> np.ndarray:
+    """Return the share of each segment that each action covers, (N, C + 1) float64 in [0, 1].
+
+    Column 0 is the share that no action covers. Actions may overlap, so a row may add up to more than one. Instances
+    of one action that overlap count once. Of a segment that passes the recording's end, only the recorded part
+    counts.
+    """
+    shares = np.zeros((index.num_rows, len(manifest.actions) + 1))
+    by_recording = {key[0]: rows for key, rows in manifest.instances.partition_by("recording", as_dict=True).items()}
+    for recording, rows in index.slices():
+        duration_s = manifest.duration_s(recording)
+        grid = SegmentGrid(duration_s, segment_s)
+        recorded = np.minimum(duration_s - grid.edges_s[:, 0], segment_s) / segment_s
+        instances = by_recording.get(recording, manifest.instances.clear())
+        labels, intervals = instances["label"].to_numpy(), instances.select("start_s", "end_s").to_numpy()
+        intervals = np.minimum(intervals, duration_s)
+        block = shares[rows]
+        block[:, 0] = 1 - grid.coverage(merge_intervals(intervals)).sum(axis=0) / recorded
+        for column, label in enumerate(manifest.actions, start=1):
+            block[:, column] = grid.coverage(merge_intervals(intervals[labels == label])).sum(axis=0) / recorded
+    return np.clip(shares, 0.0, 1.0)
 
 
 def scene_targets(manifest: Manifest, recordings: list[str]) -> np.ndarray:
