@@ -63,8 +63,11 @@ class TrainingSet:
         labels = segment_targets(manifest, index, segment_s)[rows]
         return cls(frames, targets[rows], labels, scenes, np.isin(frames.view, sorted(panoramas)))
 
-    def of_actions(self) -> "TrainingSet":
+    def of_actions(self, *, exclusive: bool) -> "TrainingSet":
         """Return the segments that carry an action, with no share left to background.
+
+        Args:
+            exclusive: rows sum to one again.
 
         Raises:
             InputError: there are none.
@@ -74,7 +77,8 @@ class TrainingSet:
             raise InputError("fine-tuning without background: no segment carries an action")
         targets = self.targets[kept].copy()
         targets[:, 0] = 0
-        targets /= np.maximum(targets.sum(axis=1, keepdims=True), 1)  # shares that no longer sum to one stay below it
+        if exclusive:
+            targets /= targets.sum(axis=1, keepdims=True)
         return replace(
             self, frames=self.frames.part(kept), targets=targets, labels=self.labels[kept],
             scenes=self.scenes[kept], panoramic=self.panoramic[kept],

@@ -183,7 +183,9 @@ class _Task:
                     panoramas=self.panoramas,
                 )
             )  # fmt: skip
-        return made if self.config.background else [made[0].of_actions(), *made[1:]]
+        if not self.config.background:
+            made[0] = made[0].of_actions(exclusive=self.config.loss == "softmax")
+        return made
 
     def trainer(self, sets: Sequence[TrainingSet], processes: Processes) -> Trainer:
         """Return the trainer of a network with its first weights."""
