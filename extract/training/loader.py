@@ -9,9 +9,10 @@ import joblib
 import numpy as np
 import torch
 
-from talstack.extract.training.augment import AugmentPlan, MirrorMap, mirrorable, plan_augmentation
+from talstack.extract.training.augment import AugmentPlan, plan_augmentation
 from talstack.extract.training.config import FinetuneConfig
 from talstack.extract.training.dataset import TrainingSet
+from talstack.extract.training.mirror import MirrorMap, mirrorable
 from talstack.extract.training.processes import ALONE, Processes
 from talstack.extract.training.sampler import BatchSampler
 from talstack.io.errors import ConfigError

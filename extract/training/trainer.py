@@ -18,9 +18,8 @@ from torch import nn
 
 from talstack.extract.backbone import TSMBackbone
 from talstack.extract.card import BackboneCard
-from talstack.extract.training.augment import apply_augmentation, mirror_permutation, mirror_targets, mix_targets
+from talstack.extract.training.augment import apply_augmentation, mix_targets
 from talstack.extract.training.batch_norm import (
-    RowDropout,
     convert_batch_norm,
     freeze_batch_norm_parameters,
     set_batch_norm_mode,
@@ -28,9 +27,11 @@ from talstack.extract.training.batch_norm import (
 from talstack.extract.training.checkpoint import load_checkpoint, save_checkpoint
 from talstack.extract.training.config import FinetuneConfig
 from talstack.extract.training.dataset import TrainingSet
+from talstack.extract.training.dropout import RowDropout
 from talstack.extract.training.ema import WeightAverage
 from talstack.extract.training.loader import Batch, BatchLoader
 from talstack.extract.training.losses import action_loss, scene_loss
+from talstack.extract.training.mirror import mirror_permutation, mirror_targets
 from talstack.extract.training.processes import ALONE, Processes
 from talstack.extract.training.validation import segment_map
 from talstack.io.errors import TalstackError
@@ -217,7 +218,7 @@ class Trainer:
         config, device = self.config, self.processes.device
         self.model.dropout.set_step(config.seed, self.step, batch.first_row, config.batch_size)
         pixels = apply_augmentation(batch.pixels.to(device, non_blocking=True), batch.plan)
-        targets = mirror_targets(batch.targets, torch.from_numpy(batch.plan.mirrored), self._mirror)
+        targets = mirror_targets(batch.targets, batch.plan.mirrored, self._mirror)
         targets = mix_targets(targets, batch.plan).to(device)
         scenes, groups = mix_targets(batch.scenes, batch.plan).to(device), batch.groups.to(device)
         with torch.autocast(device.type, dtype=self._dtype) if self._dtype else nullcontext():

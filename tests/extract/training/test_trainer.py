@@ -1,5 +1,6 @@
 """The training loop on a small made-up set."""
 
+import functools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -53,39 +54,40 @@ def test_it_learns_which_way_things_move(
 def test_a_training_killed_at_any_step_ends_with_the_same_weights(
     make_set: MakeSet, small_card: BackboneCard, small_config: FinetuneConfig, tmp_path: Path, ema: float
 ) -> None:
-    config = replace(small_config, checkpoint_s=0.0, ema=ema, optimizer="sgd" if ema else "adamw", mixup=ema)
+    config = replace(small_config, epochs=2, ema=ema, optimizer="sgd" if ema else "adamw", mixup=ema)
     data, validation = make_set(), make_set(1)
     whole = make_trainer(data, small_card, config, validation=validation).run()
-    for last in (1, 3, STEPS - 1, STEPS):
+    for last in (2, 3, 5):  # amid an epoch, at an epoch's last step before its figures, amid the next one
         path = tmp_path / f"{last}.pt"
-
-        def kill(done: int, total: int, last: int = last) -> None:
-            if done == last + 1 or done == total:
-                raise Killed
-
+        trainer = make_trainer(data, small_card, config, validation=validation)
         with pytest.raises(Killed):
-            make_trainer(data, small_card, config, validation=validation).run(path, Watcher(step=kill))
+            trainer.run(watcher=Watcher(step=functools.partial(save_and_kill, trainer, path, last)))
         steps: list[int] = []
         watcher = Watcher(step=lambda done, total, steps=steps: steps.append(done))
         resumed = make_trainer(data, small_card, config, validation=validation).run(path, watcher)
-        assert steps[0] == min(last, STEPS - 1) + 1, "it goes on behind its last checkpoint"
+        assert steps[0] == last + 1, "it goes on behind its last checkpoint"
         assert same(resumed, whole)
 
 
-def test_a_checkpoint_behind_the_last_step_of_an_epoch_still_gives_its_figures(
+def save_and_kill(trainer: Trainer, path: Path, last: int, done: int, total: int) -> None:
+    if done == last:
+        save_checkpoint(path, trainer.state())
+        raise Killed
+
+
+def test_checkpoints_are_written_while_it_runs(
     make_set: MakeSet, small_card: BackboneCard, small_config: FinetuneConfig, tmp_path: Path
 ) -> None:
     config, path = replace(small_config, checkpoint_s=0.0), tmp_path / "c.pt"
-    whole = make_trainer(make_set(), small_card, config).run()
-    trainer = make_trainer(make_set(), small_card, config)
 
-    def end(epoch: int) -> EpochRow:
-        raise Killed  # the checkpoint of the epoch's last step is there, the epoch's figures are not
+    def kill(done: int, total: int) -> None:
+        if done == 3:
+            raise Killed
 
-    trainer._end_epoch = end  # type: ignore[method-assign]
     with pytest.raises(Killed):
-        trainer.run(path)
-    assert same(make_trainer(make_set(), small_card, config).run(path), whole)
+        make_trainer(make_set(), small_card, config).run(path, Watcher(step=kill))
+    state = load_checkpoint(path)
+    assert state is not None and state["step"] == 2
 
 
 def test_a_damaged_checkpoint_starts_afresh_and_runs_no_code(tmp_path: Path) -> None:
