@@ -55,7 +55,7 @@ def variants(scene_weights: list[float]) -> dict[str, Change]:
 
 def talstack(*arguments: object) -> str:
     """Run a talstack command and return what it printed; stop where it fails."""
-    command = [sys.executable, "-P", "-m", "talstack.cli.main", *map(str, arguments)]
+    command = [sys.executable, "-P", "-m", "talstack.cli", *map(str, arguments)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         click.echo(done.stderr[-4000:], err=True)

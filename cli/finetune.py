@@ -24,7 +24,7 @@ def command(data: Path, out: Path, config_file: Path | None, jobs: int) -> None:
     split train that are not in a held-out fold. The card beside the weights lists what the backbone has seen.
 
     A training that was killed goes on where it was when the command is given again. Several GPUs:
-    torchrun --nproc-per-node 4 -m talstack.cli.main finetune DATA --out BACKBONE
+    torchrun --nproc-per-node 4 -m talstack.cli finetune DATA --out BACKBONE
     """
     from rich.console import Console
 

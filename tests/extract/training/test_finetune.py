@@ -1,7 +1,10 @@
+import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -13,8 +16,8 @@ from talstack.extract.config import ExtractConfig, SamplingConfig
 from talstack.extract.plan import plan_extraction
 from talstack.extract.schedule import run_items
 from talstack.extract.training.config import FinetuneConfig
-from talstack.extract.training.finetune import augment, finetune, training_recordings
-from talstack.extract.training.targets import action_loss, class_targets, sampling_weights
+from talstack.extract.training.finetune import finetune, split_recordings
+from talstack.extract.training.trainer import Watcher
 from talstack.extract.weights import WEIGHTS_FILE, build_network, load_backbone, save_backbone
 from talstack.io.errors import ConfigError, InputError, LeakError, MissingInputError, ModelError, TalstackError
 from talstack.io.extraction import FeatureSet
@@ -22,40 +25,71 @@ from talstack.io.manifest import Manifest
 
 SAMPLING = SamplingConfig(segment_s=1.0, frames_per_segment=4, frame_size=32)
 CONFIG = FinetuneConfig(
-    arch="resnet18_narrow", imagenet=False, holdout_folds=1, epochs=2, batch_size=4, lr=1e-3, dropout=0.0
+    arch="resnet18_narrow",
+    imagenet=False,
+    holdout_folds=1,
+    epochs=2,
+    batch_size=4,
+    segments_per_recording=2,
+    lr=1e-3,
+    dropout=0.2,
 )
+
+
+FAST = {
+    "arch": "resnet18_narrow", "imagenet": False, "holdout_folds": 1, "epochs": 6, "batch_size": 4,
+    "segments_per_recording": 2, "checkpoint_s": 0.0,
+}  # fmt: skip
 
 
 def test_training_keeps_the_held_out_folds_and_the_test_split_apart(toy_data: Path) -> None:
     manifest = Manifest.load(toy_data)
     held_out = manifest.folds.filter(pl.col("fold") == 0)["recording"].to_list()
-    chosen = training_recordings(manifest, CONFIG)
-    assert sorted(chosen + held_out) == ["r0", "r1", "r2"]
+    split = split_recordings(manifest, CONFIG)
+    assert sorted([*split.train, *held_out]) == ["r0", "r1", "r2"]
+    assert split.validation == ()
     with pytest.raises(LeakError, match="the stacker needs some it has not seen"):
-        training_recordings(manifest, replace(CONFIG, holdout_folds=0))
+        split_recordings(manifest, replace(CONFIG, holdout_folds=0))
     with pytest.raises(InputError, match="no training recording left after holding out 3 folds"):
-        training_recordings(manifest, replace(CONFIG, holdout_folds=3))
+        split_recordings(manifest, replace(CONFIG, holdout_folds=3))
+
+
+def test_validation_folds_are_neither_trained_on_nor_held_out(toy_data: Path) -> None:
+    manifest = Manifest.load(toy_data)
+    fold = {number: name for name, number in manifest.folds.select("recording", "fold").iter_rows()}
+    split = split_recordings(manifest, replace(CONFIG, validation_folds=1))
+    assert (split.train, split.validation) == ((fold[2],), (fold[1],))
+    with pytest.raises(LeakError, match="the stacker needs some it has not seen"):
+        split_recordings(manifest, replace(CONFIG, holdout_folds=0, validation_folds=1))
+    with pytest.raises(ConfigError, match="patience needs finetune.validation_folds"):
+        replace(CONFIG, patience=3)
 
 
 def test_a_val_split_lets_the_backbone_see_all_of_train(toy_data: Path) -> None:
     manifest = Manifest.load(toy_data)
     split = pl.when(pl.col("recording") == "r2").then(pl.lit("val")).otherwise("split").alias("split")
     manifest = replace(manifest, recordings=manifest.recordings.with_columns(split))
-    assert training_recordings(manifest, replace(CONFIG, holdout_folds=0)) == ["r0", "r1"]
+    assert split_recordings(manifest, replace(CONFIG, holdout_folds=0)).train == ("r0", "r1")
 
 
 def test_finetuned_backbone_feeds_the_extraction(toy_data: Path, tmp_path: Path) -> None:
-    manifest, rows = Manifest.load(toy_data), []
-    card = finetune(manifest, tmp_path / "bb", config=CONFIG, sampling=SAMPLING, report=rows.append)
-    assert [row.epoch for row in rows] == [1, 2]
-    assert sorted(card.seen) == training_recordings(manifest, CONFIG)
+    manifest, epochs = Manifest.load(toy_data), []
+    watcher = Watcher(epoch=lambda row, speed: epochs.append(row.epoch))
+    config = replace(CONFIG, validation_folds=1)
+    card = finetune(manifest, tmp_path / "bb", config=config, sampling=SAMPLING, watcher=watcher)
+    assert epochs == [1, 2]
+    split = split_recordings(manifest, config)
+    assert (card.seen, card.validated) == (split.train, split.validation)
+    assert card.training["folds_seen"] == [1, 2]
+    assert card.training["history"][card.training["best_epoch"] - 1]["val_map"] is not None
+    assert not (tmp_path / "bb" / "unfinished").exists()
     assert load_card(tmp_path / "bb") == card
     config = ExtractConfig(modalities=("rgb",))
     plan = plan_extraction(toy_data, tmp_path / "s", config=config, sampling=SAMPLING, backbone=tmp_path / "bb")
     run_items(plan.items(plan.keys, 1), jobs=1)
     plan.extraction.save(tmp_path / "s")
     features = FeatureSet.open(manifest, tmp_path / "s")
-    assert features.seen == set(card.seen)
+    assert features.seen == {*card.seen, *card.validated}
     shard = features.read("r3", "front", "rgb")
     assert shard.logits.shape == (4, 3)  # background and two actions
     assert shard.scene_logits.shape == (4, 2)
@@ -67,8 +101,10 @@ def test_finetuned_backbone_feeds_the_extraction(toy_data: Path, tmp_path: Path)
 def test_an_equal_training_is_not_repeated_and_another_is(toy_data: Path, tmp_path: Path) -> None:
     manifest = Manifest.load(toy_data)
     first = finetune(manifest, tmp_path / "bb", config=CONFIG, sampling=SAMPLING)
-    again: list = []
-    assert finetune(manifest, tmp_path / "bb", config=CONFIG, sampling=SAMPLING, report=again.append) == first
+    again: list[int] = []
+    watcher = Watcher(step=lambda done, total: again.append(done))
+    other = replace(CONFIG, checkpoint_s=0.0)  # changes nothing about the weights
+    assert finetune(manifest, tmp_path / "bb", config=other, sampling=SAMPLING, watcher=watcher) == first
     assert again == []
     moved = manifest.instances.with_columns(pl.col("end_s") + 0.25)
     changed = finetune(replace(manifest, instances=moved), tmp_path / "bb", config=CONFIG, sampling=SAMPLING)
@@ -83,43 +119,40 @@ def test_the_same_seed_gives_the_same_weights(toy_data: Path, tmp_path: Path) ->
     assert other.weights_sha256 != cards[0].weights_sha256
 
 
+def test_a_training_killed_hard_goes_on_and_ends_with_the_same_weights(toy_data: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "c.toml"
+    settings.write_text(
+        "[sampling]\nframes_per_segment = 4\nframe_size = 32\n[finetune]\n"
+        + "".join(f"{k} = {json.dumps(v)}\n" for k, v in FAST.items())
+    )
+    command = [sys.executable, "-P", "-m", "talstack.cli", "finetune", str(toy_data), "--config", str(settings)]
+    subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
+    kills = 0
+    for pause in (0.0, 0.1, 0.3, 0.2):
+        process = subprocess.Popen([*command, "--out", str(tmp_path / "bb")], stderr=subprocess.DEVNULL)
+        before = progress(tmp_path / "bb")
+        while process.poll() is None and progress(tmp_path / "bb") == before:
+            time.sleep(0.01)  # until it has written a checkpoint of its own
+        time.sleep(pause)
+        process.kill()
+        kills += process.wait() != 0
+    assert kills >= 2
+    done = subprocess.run([*command, "--out", str(tmp_path / "bb")], check=True, capture_output=True, text=True)
+    assert "fine-tuned" in done.stdout
+    assert load_card(tmp_path / "bb").weights_sha256 == load_card(tmp_path / "whole").weights_sha256
+    print(f"killed {kills} times, weights equal")
+
+
+def progress(out: Path) -> int:
+    """Return when the checkpoint was written, 0 without any."""
+    return max((path.stat().st_mtime_ns for path in (out / "unfinished").glob("*.pt")), default=0)
+
+
 def test_divergence_is_an_error_and_leaves_no_backbone(toy_data: Path, tmp_path: Path) -> None:
     with pytest.raises(TalstackError, match="the loss is not finite"):
         finetune(Manifest.load(toy_data), tmp_path / "bb", config=replace(CONFIG, lr=1e30), sampling=SAMPLING)
     with pytest.raises(MissingInputError, match="no backbone there"):
         load_card(tmp_path / "bb")
-
-
-def test_targets_share_their_mass_and_background_is_explicit() -> None:
-    actions = np.array([[0, 0], [1, 0], [1, 1]], dtype=bool)
-    assert class_targets(actions).tolist() == [[1, 0, 0], [0, 1, 0], [0, 0.5, 0.5]]
-
-
-def test_losses_are_least_at_their_targets() -> None:
-    targets = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]])
-    right = torch.tensor([[9.0, -9.0, -9.0], [-9.0, 9.0, 9.0]])
-    for kind in ("softmax", "focal"):
-        assert action_loss(right, targets, kind=kind) < action_loss(-right, targets, kind=kind)
-    assert action_loss(right, targets, kind="focal") < 1e-3  # both of two overlapping actions at once
-
-
-def test_rare_classes_are_drawn_more_often_than_they_occur() -> None:
-    targets = np.zeros((110, 2), np.float32)
-    targets[:100, 0], targets[100:, 1] = 1, 1
-    weights = sampling_weights(targets)
-    assert weights.sum() == pytest.approx(1)
-    assert 10 / 110 < weights[100:].sum() < 0.5
-
-
-def test_augmentation_moves_all_frames_alike_and_never_mirrors() -> None:
-    rng = np.random.default_rng(0)
-    ramp = np.arange(64, dtype=np.uint8)[:, None]
-    pixels = np.ascontiguousarray(np.broadcast_to(ramp, (4, 6, 64, 64, 3)))
-    moved = augment(pixels, rng, strength=0.15)
-    assert (moved == moved[:, :1]).all(), "a segment's frames stay registered"
-    assert not (moved[0] == moved[1]).all(), "segments move on their own"
-    assert (np.diff(moved[..., 0].astype(int), axis=3) >= 0).all(), "left stays left"
-    assert augment(pixels, rng, strength=0.0) is pixels
 
 
 def test_normalised_pixels_have_the_published_mean_and_spread() -> None:

@@ -15,7 +15,7 @@ from talstack.extract.card import BackboneCard
 from talstack.extract.training.checkpoint import load_checkpoint, save_checkpoint
 from talstack.extract.training.config import FinetuneConfig
 from talstack.extract.training.dataset import TrainingSet
-from talstack.extract.training.trainer import EpochRow, Trained, Trainer, Watcher
+from talstack.extract.training.trainer import Trained, Trainer, Watcher
 from talstack.extract.weights import build_network
 from talstack.io.errors import ConfigError, TalstackError
 
