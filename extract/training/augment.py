@@ -124,16 +124,14 @@ def apply_augmentation(
     ends = pixels.new_tensor([[0], [255]]).repeat(1, channels)[:, None, None, :]
     black, white = normalise(ends)[:, :, 0, 0].float()
     scale, offset = ((white - black) / 255).repeat(width), black.repeat(width)
-    own_share = _own_share(plan, height, width) if plan.mixes else None
     out = torch.empty((batch, num_frames, height, width * channels), device=pixels.device)
     limit = CHUNK if pixels.device.type == "cpu" else GPU_CHUNK
     at_once = max(1, limit // (num_frames * height * width * channels))
     for start in range(0, batch, at_once):
         chosen = np.arange(start, min(start + at_once, batch))
         shown = _shown(pixels, plan, chosen)
-        if own_share is not None:
-            weight = torch.from_numpy(own_share(chosen)).to(pixels.device).repeat_interleave(channels, dim=-1)
-            shown = _shown(pixels, plan, plan.partner[chosen]).lerp_(shown, weight)
+        if plan.mixes:
+            shown = _shown(pixels, plan, plan.partner[chosen]).lerp_(shown, _own_share(pixels, plan, chosen))
         torch.addcmul(offset, shown, scale, out=out[start : start + len(chosen)])
     return out.view(batch, num_frames, height, width, channels).movedim(-1, -3)
 
@@ -192,20 +190,17 @@ def _boxes(drawn: np.ndarray, share: np.ndarray, *, size: int) -> np.ndarray:
     return np.clip(np.rint(np.stack(edges, axis=1)), 0, size).astype(np.int64)
 
 
-def _own_share(plan: AugmentPlan, height: int, width: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the function from rows to (n, 1, H, W) float32: what part of every pixel is the row's own."""
-    down, across = np.arange(height)[:, None], np.arange(width)
-
-    def own_share(chosen: np.ndarray) -> np.ndarray:
-        blended = np.broadcast_to(plan.share[chosen, None, None], (len(chosen), height, width))
-        if plan.box is not None:
-            y0, y1, x0, x1 = (edge[:, None, None] for edge in plan.box[chosen].T)
-            inside = (y0 <= down) & (down < y1) & (x0 <= across) & (across < x1)
-            pasted = (y0 < y1) & (x0 < x1)
-            blended = np.where(pasted, (~inside).astype(np.float32), blended)
-        return np.ascontiguousarray(blended[:, None])
-
-    return own_share
+def _own_share(pixels: torch.Tensor, plan: AugmentPlan, chosen: np.ndarray) -> torch.Tensor:
+    """Return what part of every pixel value is the row's own, float32 that broadcasts to (n, T, H, W * 3)."""
+    blended = torch.from_numpy(plan.share[chosen]).to(pixels.device).view(-1, 1, 1)
+    if plan.box is None:
+        return blended[:, None]
+    _, _, height, width, channels = pixels.shape
+    y0, y1, x0, x1 = torch.from_numpy(plan.box[chosen].T.copy()).to(pixels.device)[:, :, None, None]
+    down, across = (torch.arange(length, device=pixels.device) for length in (height, width))
+    outside = (down[:, None] < y0) | (down[:, None] >= y1) | (across < x0) | (across >= x1)
+    pasted = (y0 < y1) & (x0 < x1)
+    return torch.where(pasted, outside.float(), blended)[:, None].repeat_interleave(channels, dim=-1)
 
 
 def _shown(pixels: torch.Tensor, plan: AugmentPlan, chosen: np.ndarray) -> torch.Tensor:

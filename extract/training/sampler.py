@@ -85,7 +85,7 @@ class BatchSampler:
 
 
 def _balanced(shares: np.ndarray, unit: np.ndarray, starts: np.ndarray, *, balance: float) -> np.ndarray:
-    """Return the (N,) float64 weights that draw classes by n^(1 - balance) inside each unit; they sum to one there.
+    """Return the (N,) float64 weights that draw classes by n^(1 - balance) inside each unit, up to a factor per unit.
 
     Args:
         shares: (N, C + 1) float64, rows sum to one, sorted by unit.
@@ -94,7 +94,6 @@ def _balanced(shares: np.ndarray, unit: np.ndarray, starts: np.ndarray, *, balan
     """
     counts = np.add.reduceat(shares, starts, axis=0)
     drawn = np.power(counts, 1 - balance, where=counts > 0, out=np.zeros_like(counts))
-    drawn /= drawn.sum(axis=1, keepdims=True)
     per_segment = np.divide(drawn, counts, where=counts > 0, out=np.zeros_like(counts))
     return np.einsum("nc,nc->n", shares, per_segment[unit])
 

@@ -77,12 +77,13 @@ def test_the_normalisation_is_the_callers() -> None:
 
 def test_jitter_moves_by_its_share_at_most_and_repeats_the_edge() -> None:
     plans = [planned(replace(STILL, jitter=0.2), seed=seed) for seed in range(30)]
-    shifts = np.concatenate([plan.cols[:, 8] - 8 for plan in plans])
-    assert set(shifts) == {-3, -2, -1, 0, 1, 2, 3}
-    cols = np.concatenate([plan.cols for plan in plans])
-    steps = np.diff(cols, axis=1)
-    assert cols.min() == 0 and cols.max() == SIZE - 1
-    assert ((steps == 1) | ((steps == 0) & ((cols[:, 1:] == 0) | (cols[:, 1:] == SIZE - 1)))).all()
+    for name in ("rows", "cols"):
+        source = np.concatenate([getattr(plan, name) for plan in plans])
+        assert set(source[:, 8] - 8) == {-3, -2, -1, 0, 1, 2, 3}
+        assert source.min() == 0 and source.max() == SIZE - 1
+        step, end = np.diff(source, axis=1), source[:, 1:]
+        assert ((step == 1) | ((step == 0) & ((end == 0) | (end == SIZE - 1)))).all()
+    assert any((plan.rows != plan.cols).any() for plan in plans)
     gain, bias = (np.concatenate([getattr(plan, name) for plan in plans]) for name in ("gain", "bias"))
     assert 0.8 <= gain.min() < 0.85 and 1.15 < gain.max() <= 1.2
     assert -25.6 <= bias.min() < -20 and 20 < bias.max() <= 25.6
