@@ -14,12 +14,12 @@ import torch
 from torch.nn import functional
 
 from talstack.extract.backbone import TSMBackbone, normalise, pick_device
-from talstack.extract.card import CARD_FILE, BackboneCard, load_card
+from talstack.extract.card import CARD_FILE, BackboneCard, load_card, start_identity
 from talstack.extract.config import SamplingConfig
 from talstack.extract.training.config import FinetuneConfig
 from talstack.extract.training.framecache import OVERSAMPLING, FrameCache, build_frame_cache
 from talstack.extract.training.targets import action_loss, class_targets, sampling_weights
-from talstack.extract.weights import build_network, save_backbone
+from talstack.extract.weights import build_network, save_backbone, start_from
 from talstack.io.config import to_dict
 from talstack.io.errors import InputError, LeakError, TalstackError
 from talstack.io.extraction import check_views
@@ -103,7 +103,8 @@ def finetune(
         hashes.sha256(manifest.media_path(path)) for path in clips.sort("recording", "view", "clip")["path"]
     ]
     hashes.save()
-    fingerprint = _fingerprint(manifest, recordings, config, sampling, source_hashes)
+    start, seen_before = start_identity(Path(config.weights)) if config.weights else ("", ())
+    fingerprint = _fingerprint(manifest, recordings, config, sampling, [*source_hashes, start])
     if (out / CARD_FILE).is_file() and load_card(out).training.get("fingerprint") == fingerprint:
         return load_card(out)
     frames = build_frame_cache(
@@ -117,9 +118,9 @@ def finetune(
     )
     data = _training_set(manifest, frames, recordings, sampling.segment_s)
     card = BackboneCard(
-        arch=config.arch, shift=config.shift, segment_s=sampling.segment_s,
+        arch=config.arch, shift=config.shift, causal=config.causal, segment_s=sampling.segment_s,
         frames_per_segment=sampling.frames_per_segment, frame_size=sampling.frame_size,
-        actions=manifest.actions, scenes=manifest.scenes, seen=tuple(recordings),
+        actions=manifest.actions, scenes=manifest.scenes, seen=tuple(sorted({*recordings, *seen_before})),
     )  # fmt: skip
     model, history = train(data, card, config, report=report)
     training: dict[str, Any] = {
@@ -146,7 +147,9 @@ def train(
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     device = pick_device()
-    model = build_network(card, imagenet=config.imagenet, dropout=config.dropout)
+    model = build_network(card, imagenet=config.imagenet and not config.weights, dropout=config.dropout)
+    if config.weights:
+        start_from(model, card, Path(config.weights))
     model = model.to(device).to(memory_format=torch.channels_last)
     steps_per_epoch = max(1, len(data.actions) // config.batch_size)
     optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.lr)
@@ -237,7 +240,7 @@ def _step(
 ) -> np.ndarray:
     """Take one optimiser step; return action loss, scene loss and accuracy."""
     pixels, actions, scenes = batch
-    out = model(normalise(pixels))
+    out = model(normalise(pixels, model.normalisation))
     loss_action = action_loss(out.logits, actions, kind=config.loss)
     known = scenes >= 0
     # a sum over no rows is a zero that still has a gradient

@@ -3,7 +3,8 @@ import pytest
 import torch
 from torchvision.models import resnet101
 
-from talstack.extract.backbone import TSMBackbone, insert_shift
+from talstack.extract.backbone import TSMBackbone
+from talstack.extract.image_networks import insert_shift
 from talstack.extract.shift import TemporalShift, temporal_shift
 
 
