@@ -167,7 +167,7 @@ def _backbone_source(
         if config.init_weights:
             from talstack.extract.weights import checkpoint_source  # noqa: PLC0415 - torch, to look into the file
 
-            return checkpoint_source(card, Path(config.init_weights))
+            return checkpoint_source(card, Path(config.init_weights).expanduser())
         return BackboneSource(card, None, config.init == "imagenet")
     card = load_card(folder)
     for field in ("segment_s", "frames_per_segment", "frame_size"):

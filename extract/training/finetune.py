@@ -103,7 +103,7 @@ def finetune(
         hashes.sha256(manifest.media_path(path)) for path in clips.sort("recording", "view", "clip")["path"]
     ]
     hashes.save()
-    start, seen_before = start_identity(Path(config.weights)) if config.weights else ("", ())
+    start, seen_before = start_identity(Path(config.weights).expanduser()) if config.weights else ("", ())
     fingerprint = _fingerprint(manifest, recordings, config, sampling, [*source_hashes, start])
     if (out / CARD_FILE).is_file() and load_card(out).training.get("fingerprint") == fingerprint:
         return load_card(out)
@@ -149,7 +149,7 @@ def train(
     device = pick_device()
     model = build_network(card, imagenet=config.imagenet and not config.weights, dropout=config.dropout)
     if config.weights:
-        start_from(model, card, Path(config.weights))
+        start_from(model, card, Path(config.weights).expanduser())
     model = model.to(device).to(memory_format=torch.channels_last)
     steps_per_epoch = max(1, len(data.actions) // config.batch_size)
     optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.lr)
