@@ -35,7 +35,7 @@ import torch
 from rich.table import Table
 from torchvision import transforms
 
-from talstack.extract.backbone import PIXEL_MEAN, PIXEL_STD
+from talstack.extract.architectures import PIXEL_MEAN, PIXEL_STD
 from talstack.extract.config import ExtractConfig, SamplingConfig
 from talstack.extract.item import ExtractionItem
 from talstack.extract.networks import runtime_of

@@ -161,7 +161,7 @@ def plain_speed(manifest: Manifest, config: Config, recordings: tuple[str, ...],
     started = time.monotonic()
     for _ in range(num_batches):
         pixels = torch.from_numpy(np.stack([next(segments) for _ in range(size)])).to(device)
-        loss = model(normalise(pixels)).logits.logsumexp(1).mean()
+        loss = model(normalise(pixels, model.normalisation)).logits.logsumexp(1).mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -23,7 +23,8 @@ import torch
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from talstack.extract.backbone import ARCHS, TSMBackbone, normalise
+from talstack.extract.architectures import ARCHS
+from talstack.extract.backbone import TSMBackbone, normalise
 from talstack.extract.runtimes import Computed, build_runtime, is_installed, largest_difference
 
 sys.path.insert(0, str(Path(__file__).parent))  # where Python is told not to do that itself

@@ -56,7 +56,7 @@ def _logits(model: TSMBackbone, manifest: Manifest, recording: str, view: str, c
     task = PictureTask(sampling.frames_per_segment, sampling.frame_size)
     with torch.inference_mode():
         for chunk in read_segments(layout, [task], segment_s=sampling.segment_s, chunk=32):
-            out = model(normalise(torch.from_numpy(chunk.pixels[0][0]))).logits.numpy()
+            out = model(normalise(torch.from_numpy(chunk.pixels[0][0]), model.normalisation)).logits.numpy()
             logits[chunk.rows[chunk.valid[0]]] = out[chunk.valid[0]]
     return logits
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from talstack.extract.architectures import ARCH_HELP, Arch
 from talstack.io.config import setting
 from talstack.io.errors import ConfigError
 
@@ -41,7 +42,11 @@ class ExtractConfig:
     init: Literal["imagenet", "random"] = setting(
         "imagenet", "weights where no fine-tuned backbone is given (no temporal shift then)"
     )
-    init_arch: Literal["resnet18_narrow", "resnet18", "resnet50"] = setting("resnet50", "its architecture")
+    init_arch: Arch = setting("resnet50", f"its architecture: {ARCH_HELP}")
+    init_weights: str = setting(
+        "",
+        "a checkpoint file instead: official TSM, MMAction2 or torchvision; shifts where it was trained with a shift",
+    )
     runtime: Literal["auto", "onnxruntime", "openvino", "folded", "compile", "eager"] = setting(
         "auto", "what computes the features on a CPU; auto = the fastest here, measured once per machine"
     )

@@ -1,18 +1,24 @@
-"""Folded steps run by torch: ReLU and addition inside the convolutions, everything channels_last.
+"""Folded steps run by torch: activation and addition inside the convolutions, everything channels_last.
 
-torch's CPU builds with oneDNN have operators that apply an addition and a ReLU to a convolution's output while it is
-still in the cache (those that torch.compile uses); elsewhere the same is done in separate operations.
+torch's CPU builds with oneDNN have operators that apply an addition, a ReLU or a ReLU6 to a convolution's output while
+it is still in the cache (those that torch.compile uses); elsewhere the same is done in separate operations.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional
 
 from talstack.extract.folding import Convolution, Step
+from talstack.extract.image_networks import same_padding
 from talstack.extract.shift import shift_frames
+
+# activation -> its name among the fused operators, and its arguments
+FUSED_NAMES: dict[str, tuple[str | None, list[float]]] = {
+    "": (None, []), "relu": ("relu", []), "relu6": ("hardtanh", [0.0, 6.0]),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,38 +29,40 @@ class FusedStep:
         place: number of its output among the unfused steps.
         step: what to do; its inputs are places.
         addend: place of what is added to a convolution's output, or None.
-        relu: whether a ReLU comes last.
+        activation: "relu" or "relu6" where one comes last, else "".
         free: places that nothing needs any more afterwards.
     """
 
     place: int
     step: Step
     addend: int | None = None
-    relu: bool = False
+    activation: str = ""
     free: tuple[int, ...] = ()
 
 
 def fuse_steps(steps: Sequence[Step]) -> tuple[FusedStep, ...]:
-    """Return the steps with every conv + ReLU and conv + addition + ReLU as one, in the order of their outputs."""
+    """Return the steps with conv, addition and activation as one where they follow each other, in output order."""
     uses = Counter(source for step in steps for source in step.inputs)
     fused: dict[int, FusedStep] = {}
 
-    def own(place: int, kind: str) -> bool:
-        return steps[place].kind == kind and uses[place] == 1 and place in fused
+    def own(place: int) -> FusedStep | None:
+        """Return the convolution whose output is this place's alone and still bare of an activation."""
+        found = fused.get(place)
+        bare = found is not None and found.step.kind == "conv" and not found.activation
+        return found if bare and uses[place] == 1 else None
 
     for place, step in enumerate(steps):
         made = FusedStep(place, step)
-        if step.kind == "relu":
-            before = step.inputs[0]
-            convs = [source for source in steps[before].inputs if own(source, "conv")] if own(before, "add") else []
-            if own(before, "conv"):
-                made = FusedStep(place, steps[before], relu=True)
-                del fused[before]
-            elif convs:
-                left = steps[before].inputs
-                other = left[1] if left[0] == convs[0] else left[0]
-                made = FusedStep(place, steps[convs[0]], addend=other, relu=True)
-                del fused[before], fused[convs[0]]
+        if step.kind in ("relu", "relu6") and (conv := own(step.inputs[0])):
+            # the fused addition knows no ReLU6
+            if conv.addend is None or step.kind == "relu":
+                made = replace(fused.pop(conv.place), place=place, activation=step.kind)
+        elif step.kind == "add":
+            convs = [found for found in map(own, step.inputs) if found and found.addend is None]
+            if convs:
+                left, right = step.inputs
+                other = right if left == convs[0].place else left
+                made = replace(fused.pop(convs[0].place), place=place, addend=other)
         fused[place] = made
     return _with_frees([fused[place] for place in sorted(fused)])
 
@@ -66,11 +74,9 @@ def _inputs(fused: FusedStep) -> tuple[int, ...]:
 def _with_frees(fused: list[FusedStep]) -> tuple[FusedStep, ...]:
     last = {source: at for at, one in enumerate(fused) for source in _inputs(one)}
     return tuple(
-        FusedStep(
-            one.place, one.step, one.addend, one.relu, tuple({s for s in _inputs(one) if last[s] == at})
-        )
+        replace(one, free=tuple({source for source in _inputs(one) if last[source] == at}))
         for at, one in enumerate(fused)
-    )  # fmt: skip
+    )
 
 
 def run_steps(steps: Sequence[FusedStep], frames: torch.Tensor, *, num_frames: int) -> torch.Tensor:
@@ -107,22 +113,29 @@ def _convolve(x: torch.Tensor, fused: FusedStep, addend: torch.Tensor | None, *,
     conv = fused.step.convolution
     assert conv is not None  # noqa: S101 - the caller has looked
     if conv.fold:
-        x = shift_frames(x, num_frames, fold=conv.fold)
+        x = shift_frames(x, num_frames, fold=conv.fold, causal=conv.causal)
+    padding = conv.padding
+    if conv.same:
+        x, padding = functional.pad(x, same_padding(x, conv.weight, conv.stride)), (0, 0)
     if not HAS_FUSED:
-        return _plain(x, conv, addend, relu=fused.relu)
-    shape = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
+        return _plain(x, replace(conv, padding=padding), addend, fused.activation)
+    shape = (list(padding), list(conv.stride), list(conv.dilation), conv.groups)
+    kind, scalars = FUSED_NAMES[fused.activation]
     if addend is None:
-        kind = "relu" if fused.relu else "none"
-        return torch.ops.mkldnn._convolution_pointwise(x, conv.weight, conv.bias, *shape, kind, [], "")
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, conv.weight, conv.bias, *shape, kind or "none", scalars, ""
+        )  # fmt: skip
     return torch.ops.mkldnn._convolution_pointwise.binary(
-        x, addend, conv.weight, conv.bias, *shape, "add", 1.0, "relu", [], ""
+        x, addend, conv.weight, conv.bias, *shape, "add", 1.0, kind, scalars, ""
     )
 
 
-def _plain(x: torch.Tensor, conv: Convolution, addend: torch.Tensor | None, *, relu: bool) -> torch.Tensor:
+def _plain(x: torch.Tensor, conv: Convolution, addend: torch.Tensor | None, activation: str) -> torch.Tensor:
     made = functional.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
     made = made if addend is None else made.add_(addend)
-    return made.relu_() if relu else made
+    if not activation:
+        return made
+    return made.relu_() if activation == "relu" else functional.relu6(made, inplace=True)
 
 
 def _has_fused() -> bool:
@@ -132,10 +145,12 @@ def _has_fused() -> bool:
     try:
         operator = torch.ops.mkldnn._convolution_pointwise
         alone = operator(x, weight, None, *shape, "relu", [], "")
+        capped = operator(-9 * x, weight, None, *shape, *FUSED_NAMES["relu6"], "")
         added = operator.binary(x, 5 * x, weight, None, *shape, "add", 1.0, "relu", [], "")
+        bare = operator.binary(x, x, weight, None, *shape, "add", 1.0, None, [], "")
     except (AttributeError, RuntimeError, NotImplementedError, TypeError):
         return False
-    return alone.item() == 0 and added.item() == 3
+    return (alone.item(), capped.item(), added.item(), bare.item()) == (0, 6, 3, -1)
 
 
 HAS_FUSED = _has_fused()

@@ -5,7 +5,7 @@ network and its fast forms cannot drift apart.
 """
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from talstack.extract.image_networks import SameConv2d
 from talstack.extract.shift import TemporalShift
 from talstack.io.errors import ModelError
 
@@ -32,6 +33,8 @@ class Convolution:
         stride, padding, dilation: (vertical, horizontal).
         groups: as torch has it.
         fold: so many channels come from the next frame, and as many from the one before; 0 without a temporal shift.
+        causal: so many from the one before, and none from the next.
+        same: padded as TensorFlow's "SAME" (`talstack.extract.image_networks.SameConv2d`), whatever `padding` is.
     """
 
     weight: torch.Tensor
@@ -41,6 +44,8 @@ class Convolution:
     dilation: tuple[int, int]
     groups: int
     fold: int
+    causal: bool = False
+    same: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +67,7 @@ class Step:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, TemporalShift) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, TemporalShift | SameConv2d) or super().is_leaf_module(m, module_qualified_name)
 
 
 def fold_network(net: nn.Module) -> tuple[Step, ...]:
@@ -120,10 +125,14 @@ def _convolution(module: TemporalShift | nn.Conv2d) -> Convolution:
     conv = module.net if isinstance(module, TemporalShift) else module
     if not isinstance(conv, nn.Conv2d) or isinstance(conv.padding, str):
         raise ModelError(f"{conv} cannot be folded; use runtime = eager")
-    fold = conv.in_channels // module.fold_div if isinstance(module, TemporalShift) else 0
+    shift = module if isinstance(module, TemporalShift) else None
+    fold, causal = (conv.in_channels // shift.fold_div, shift.causal) if shift else (0, False)
+    if fold and conv.groups > 1:
+        raise ModelError(f"{conv}: a grouped convolution behind a temporal shift cannot be folded; use runtime = eager")
     bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
     stride, padding, dilation = (_pair(value) for value in (conv.stride, conv.padding, conv.dilation))
-    return Convolution(conv.weight.detach(), bias, stride, padding, dilation, conv.groups, fold)
+    same = isinstance(conv, SameConv2d)
+    return Convolution(conv.weight.detach(), bias, stride, padding, dilation, conv.groups, fold, causal, same)
 
 
 def _pair(value: tuple[int, ...]) -> tuple[int, int]:
@@ -140,15 +149,8 @@ def _fold_norm(steps: list[Step], source: int, norm: nn.BatchNorm2d, *, node: fx
     weight, bias = fuse_conv_bn_weights(
         nn.Parameter(conv.weight), nn.Parameter(conv.bias), mean, variance, norm.eps, norm.weight, norm.bias
     )
-    folded = Convolution(
-        weight.detach().contiguous(memory_format=torch.channels_last),
-        bias.detach(),
-        conv.stride,
-        conv.padding,
-        conv.dilation,
-        conv.groups,
-        conv.fold,
-    )
+    channels_last = weight.detach().contiguous(memory_format=torch.channels_last)
+    folded = replace(conv, weight=channels_last, bias=bias.detach())
     steps[source] = Step("conv", step.inputs, folded)
 
 

@@ -8,7 +8,8 @@ import copy
 import torch
 from torch import nn
 
-from talstack.extract.backbone import PIXEL_STD, TSMBackbone
+from talstack.extract.architectures import IMAGENET, Normalisation
+from talstack.extract.backbone import TSMBackbone
 from talstack.extract.rgbdiff import NUM_CHANNELS, NUM_DIFFERENCES, NUM_FRAMES
 from talstack.io.errors import InputError
 
@@ -28,7 +29,7 @@ def motion_backbone(model: TSMBackbone) -> TSMBackbone:
     return adapted
 
 
-def differences(pixels: torch.Tensor) -> torch.Tensor:
+def differences(pixels: torch.Tensor, normalisation: Normalisation = IMAGENET) -> torch.Tensor:
     """Return the stacked differences, (n, T, 15, H, W) float32, of frames standardised as the backbone expects.
 
     Channel 3 k + c is colour c of frame k + 1 minus frame k. The mean falls out; what is left is divided by the
@@ -47,7 +48,7 @@ def differences(pixels: torch.Tensor) -> torch.Tensor:
     frames = pixels.to(torch.int16)
     # 16 bits hold a difference exactly, and a constant video gives exact zeros
     steps = (frames[:, :, 1:] - frames[:, :, :-1]).movedim(-1, 3).flatten(2, 3).float()
-    std = torch.tensor(PIXEL_STD, device=pixels.device).repeat(NUM_DIFFERENCES) * 255
+    std = torch.tensor(normalisation.std, device=pixels.device).repeat(NUM_DIFFERENCES) * 255
     return steps / std[:, None, None]
 
 

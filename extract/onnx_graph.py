@@ -14,9 +14,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from talstack.extract.backbone import PIXEL_MEAN, PIXEL_STD, TSMBackbone
+from talstack.extract.backbone import TSMBackbone
 from talstack.extract.folding import Convolution, Step, fold_network
 from talstack.extract.rgbdiff import NUM_CHANNELS, NUM_DIFFERENCES, NUM_FRAMES
+from talstack.extract.shift import shift_parts
 from talstack.io.errors import ModelError
 
 OPSET = 17
@@ -59,6 +60,7 @@ class _Graph:
         self._proto, self._constants = proto, set[str]()
         self._steps, self._num_frames, self._size = steps, model.num_frames, frame_size
         self._is_motion = model.modality == "rgbdiff"
+        self._normalisation = model.normalisation
         self._ranges = _channel_ranges(steps)
         self._written: dict[tuple[int, int, Range], str] = {}
 
@@ -122,7 +124,8 @@ class _Graph:
         index = self._constant(f"frame_{frame}", lambda: np.array(frame, dtype=np.int64))
         picture = self._node("Transpose", [self._node("Gather", [INPUT, index], axis=1)], perm=[0, 3, 1, 2])
         picture = self._node("Cast", [picture], to=TensorProto.FLOAT)
-        mean, std = (np.array(v, dtype=np.float32)[:, None, None] * 255 for v in (PIXEL_MEAN, PIXEL_STD))
+        norm = self._normalisation
+        mean, std = (np.array(v, dtype=np.float32)[:, None, None] * 255 for v in (norm.mean, norm.std))
         scaled = self._node("Mul", [picture, self._constant("pixel_scale", lambda: 1 / std)])
         return self._node("Add", [scaled, self._constant("pixel_offset", lambda: -mean / std)])
 
@@ -135,7 +138,7 @@ class _Graph:
         earlier = self._node("Slice", [frames, self._index(0), self._index(NUM_DIFFERENCES), self._index(1)])
         steps = self._node("Sub", [later, earlier])
         shape = self._index(0, NUM_CHANNELS, self._size, self._size)
-        std = np.array(PIXEL_STD, dtype=np.float32)[:, None, None] * 255
+        std = np.array(self._normalisation.std, dtype=np.float32)[:, None, None] * 255
         return self._node(
             "Reshape", [self._node("Mul", [steps, self._constant("pixel_scale", lambda: 1 / std)]), shape]
         )
@@ -145,7 +148,8 @@ class _Graph:
         conv, source = self._convolution(place), self._steps[place].inputs[0]
         terms: list[tuple[int, Range]] = [(frame, None)]
         if conv.fold:
-            terms = list(zip((frame + 1, frame - 1, frame), self._ranges[source], strict=True))
+            parts = shift_parts(conv.weight.shape[1], conv.fold, causal=conv.causal)
+            terms = [(frame + part.step, (part.first, part.past)) for part in parts]
         elif source in self._ranges and conv.groups == 1:
             terms = [(frame, group) for group in self._ranges[source]]
         made = ""
@@ -153,6 +157,8 @@ class _Graph:
             if 0 <= at < self._num_frames:  # beyond the segment's ends there is nothing to add
                 term = self._term(place, self._output(source, at, group), rows=channels, columns=group, first=not made)
                 made = self._node("Add", [term, made]) if made else term
+        if not made:
+            raise ModelError(f"frame {frame} has no channel of its own behind the shift; use another runtime")
         return made
 
     def _term(self, place: int, source: str, *, rows: Range, columns: Range, first: bool) -> str:
@@ -162,8 +168,9 @@ class _Graph:
         )
         bias = [self._constant(f"bias_{place}_{rows}", lambda: conv.bias.numpy()[_slice(rows)])] if first else []
         return self._node(
-            "Conv", [source, weight, *bias], strides=conv.stride, pads=conv.padding * 2, dilations=conv.dilation,
-            group=conv.groups, kernel_shape=tuple(conv.weight.shape[2:]),
+            "Conv", [source, weight, *bias], strides=conv.stride, dilations=conv.dilation, group=conv.groups,
+            kernel_shape=tuple(conv.weight.shape[2:]),
+            **({"auto_pad": "SAME_UPPER"} if conv.same else {"pads": conv.padding * 2}),
         )  # fmt: skip
 
     def _convolution(self, place: int) -> Convolution:
@@ -196,7 +203,8 @@ def _channel_ranges(steps: Sequence[Step]) -> dict[int, tuple[tuple[int, int], .
                     spread(source, parts)
 
     for step in steps:
-        if step.convolution is not None and step.convolution.fold:
-            fold, num_channels = step.convolution.fold, step.convolution.weight.shape[1]
-            spread(step.inputs[0], ((0, fold), (fold, 2 * fold), (2 * fold, num_channels)))
+        conv = step.convolution
+        if conv is not None and conv.fold:
+            parts = shift_parts(conv.weight.shape[1], conv.fold, causal=conv.causal)
+            spread(step.inputs[0], tuple((part.first, part.past) for part in parts))
     return ranges

@@ -164,6 +164,10 @@ def _backbone_source(
             frames_per_segment=sampling.frames_per_segment, frame_size=sampling.frame_size,
             actions=manifest.actions, scenes=manifest.scenes,
         )  # fmt: skip
+        if config.init_weights:
+            from talstack.extract.weights import checkpoint_source  # noqa: PLC0415 - torch, to look into the file
+
+            return checkpoint_source(card, Path(config.init_weights).expanduser())
         return BackboneSource(card, None, config.init == "imagenet")
     card = load_card(folder)
     for field in ("segment_s", "frames_per_segment", "frame_size"):

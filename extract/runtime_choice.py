@@ -18,7 +18,7 @@ from talstack.io.errors import TalstackError
 from talstack.io.files import canonical_json, read_json, write_json
 
 CANDIDATES = ("onnxruntime", "openvino", "folded", "eager")  # compile is never tried unasked: it takes minutes
-CODE_VERSION = 2  # raise when a runtime's code changes, so that machines measure again
+CODE_VERSION = 3  # raise when a runtime's code changes, so that machines measure again
 TOLERANCE = 1e-4  # of the largest feature: how far a runtime may be from the module
 
 
@@ -75,7 +75,7 @@ def cache_file() -> Path:
 def _machine(source: BackboneSource, threads: int) -> str:
     """Return what a choice depends on, as one text: the shape of the network and not its weights."""
     card = source.card
-    shape: list[Any] = [card.arch, card.shift, card.fold_div, card.frames_per_segment, card.frame_size]
+    shape: list[Any] = [card.network, card.frames_per_segment, card.frame_size]
     versions = {name: _version(name) for name in ("torch", "onnxruntime", "openvino")}
     return canonical_json([CODE_VERSION, _processor(), versions, shape, threads])
 

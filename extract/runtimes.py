@@ -166,7 +166,8 @@ class OpenVinoRuntime:
 
 def _frames(model: TSMBackbone, pixels: torch.Tensor) -> torch.Tensor:
     """Return what the module takes, (B, T, C, H, W) float32, of uint8 pixels."""
-    return differences(pixels) if model.modality == "rgbdiff" else normalise(pixels)
+    prepare = differences if model.modality == "rgbdiff" else normalise
+    return prepare(pixels, model.normalisation)
 
 
 def build_runtime(name: str, model: TSMBackbone, *, frame_size: int, threads: int) -> Runtime:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from talstack.extract.architectures import ARCH_HELP, Arch
 from talstack.io.config import setting
 from talstack.io.errors import ConfigError
 
@@ -12,11 +13,13 @@ class FinetuneConfig:
     """Fine-tuning of the TSM backbone: actions with background, and the scene as auxiliary task."""
 
     # the network and what it starts from
-    arch: Literal["resnet18_narrow", "resnet18", "resnet50"] = setting(
-        "resnet50", "resnet18_narrow (a quarter of the work, for CPUs), resnet18 or resnet50"
+    arch: Arch = setting("resnet50", ARCH_HELP)
+    imagenet: bool = setting(True, "start from ImageNet weights instead of random ones")
+    weights: str = setting(
+        "", "start from this instead: a checkpoint (official TSM, MMAction2, torchvision) or a backbone's folder"
     )
-    imagenet: bool = setting(True, "start from torchvision's ImageNet weights instead of random ones")
     shift: bool = setting(True, "temporal shift; off gives the plain network, for comparison")
+    causal: bool = setting(False, "shift from the past only, for use on a live stream")
     batch_norm: Literal["train", "partial", "frozen"] = setting(
         "train", "which batch norms follow the data: all, only the first (as TSM does on small sets), or none"
     )

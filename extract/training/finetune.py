@@ -11,7 +11,7 @@ import polars as pl
 import torch
 
 from talstack.extract.backbone import TSMBackbone
-from talstack.extract.card import CARD_FILE, BackboneCard, load_card
+from talstack.extract.card import CARD_FILE, BackboneCard, load_card, start_identity
 from talstack.extract.config import SamplingConfig
 from talstack.extract.training.checkpoint import checkpoint_path, remove_checkpoint
 from talstack.extract.training.config import FinetuneConfig
@@ -19,7 +19,7 @@ from talstack.extract.training.dataset import TrainingSet
 from talstack.extract.training.framecache import build_frame_cache
 from talstack.extract.training.processes import Processes, training_processes
 from talstack.extract.training.trainer import SILENT, Trained, Trainer, Watcher
-from talstack.extract.weights import build_network, save_backbone
+from talstack.extract.weights import build_network, save_backbone, start_from
 from talstack.io.config import to_dict
 from talstack.io.errors import InputError, LeakError
 from talstack.io.extraction import check_views
@@ -139,6 +139,11 @@ class _Task:
             "recording", "view", "clip"
         )
 
+    @property
+    def _start(self) -> tuple[str, tuple[str, ...]]:
+        """Return the content hash of the weights to start from, and the recordings they have seen."""
+        return start_identity(Path(self.config.weights).expanduser()) if self.config.weights else ("", ())
+
     def fingerprint(self, hashes: ClipHashes) -> str:
         """Return the hash of everything that decides the weights."""
         manifest, clips = self.manifest, self._clips
@@ -146,6 +151,7 @@ class _Task:
         instances = manifest.instances.filter(known).sort("recording", "start_s", "end_s", "label")
         recordings = manifest.recordings.filter(known).select("recording", "duration_s", "scene").sort("recording")
         config = {name: value for name, value in to_dict(self.config).items() if name not in _NEUTRAL}
+        config["weights"] = self._start[0]
         content = {
             "code": CODE_VERSION, "config": config, "sampling": to_dict(self.sampling),
             "train": self.split.train, "validation": self.split.validation,
@@ -163,10 +169,10 @@ class _Task:
         """Return the card of the network to be trained."""
         config, sampling = self.config, self.sampling
         return BackboneCard(
-            arch=config.arch, shift=config.shift, segment_s=sampling.segment_s,
+            arch=config.arch, shift=config.shift, causal=config.causal, segment_s=sampling.segment_s,
             frames_per_segment=sampling.frames_per_segment, frame_size=sampling.frame_size,
             actions=self.manifest.actions, scenes=self.manifest.scenes,
-            seen=self.split.train, validated=self.split.validation,
+            seen=tuple(sorted({*self.split.train, *self._start[1]})), validated=self.split.validation,
         )  # fmt: skip
 
     def training_sets(self, folder: Path, hashes: ClipHashes, jobs: int) -> list[TrainingSet]:
@@ -191,11 +197,14 @@ class _Task:
         """Return the trainer of a network with its first weights."""
         data, *validation = sets
         torch.manual_seed(self.config.seed)
-        model = build_network(self.card(), imagenet=self.config.imagenet, dropout=self.config.dropout)
+        config, card = self.config, self.card()
+        model = build_network(card, imagenet=config.imagenet and not config.weights, dropout=config.dropout)
+        if config.weights:
+            start_from(model, card, Path(config.weights).expanduser())
         if not self.config.background:
             _drop_background(model)
         held_out = validation[0] if validation else None
-        return Trainer(model, data, self.card(), self.config, validation=held_out, processes=processes)
+        return Trainer(model, data, card, config, validation=held_out, processes=processes)
 
     def description(self, sets: Sequence[TrainingSet], trained: Trained, processes: Processes) -> dict[str, Any]:
         """Return what the card says about the training."""

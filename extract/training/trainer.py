@@ -4,6 +4,7 @@ All randomness is a function of (seed, epoch, step), and the learning rate of th
 killed and goes on ends with the weights of one that was not, and processes agree without talking.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from talstack.extract.backbone import TSMBackbone
+from talstack.extract.backbone import TSMBackbone, normalise
 from talstack.extract.card import BackboneCard
 from talstack.extract.training.augment import apply_augmentation, mix_targets
 from talstack.extract.training.batch_norm import (
@@ -108,6 +109,7 @@ class Trainer:
         self._loader = BatchLoader(data, config, self._mirror, processes)
         self._prepare(model)
         self.model = model.to(processes.device).to(memory_format=torch.channels_last)
+        self._normalise = functools.partial(normalise, normalisation=model.normalisation)
         self._wrapped = processes.wrap(self.model)
         self._optimizer = _optimizer(self.model, config)
         half = config.precision != "float32" and processes.device.type == "cuda"
@@ -217,7 +219,7 @@ class Trainer:
         """Return this part's share of the global batch's loss, and of the figures that are reported."""
         config, device = self.config, self.processes.device
         self.model.dropout.set_step(config.seed, self.step, batch.first_row, config.batch_size)
-        pixels = apply_augmentation(batch.pixels.to(device, non_blocking=True), batch.plan)
+        pixels = apply_augmentation(batch.pixels.to(device, non_blocking=True), batch.plan, normalise=self._normalise)
         targets = mirror_targets(batch.targets, batch.plan.mirrored, self._mirror)
         targets = mix_targets(targets, batch.plan).to(device)
         scenes, groups = mix_targets(batch.scenes, batch.plan).to(device), batch.groups.to(device)

@@ -31,7 +31,7 @@ def segment_map(
             rows = own[start : start + batch_size]
             pixels = torch.empty((len(rows), *data.frames.frame_shape), dtype=torch.uint8)
             data.frames.read_into(pixels.numpy(), rows, drawn[: len(rows)])
-            logits.append(model(normalise(pixels.to(processes.device))).logits.float().cpu())
+            logits.append(model(normalise(pixels.to(processes.device), model.normalisation)).logits.float().cpu())
     width = data.targets.shape[1]
     parts = processes.gather(torch.cat(logits) if logits else torch.empty((0, width)))
     probs = np.empty((len(data), width), dtype=np.float32)

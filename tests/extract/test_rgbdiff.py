@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from talstack.extract.backbone import PIXEL_STD, normalise
+from talstack.extract.architectures import PIXEL_STD
+from talstack.extract.backbone import normalise
 from talstack.extract.layout import ClipSegments
 from talstack.extract.motion import adapt_first_conv, differences
 from talstack.extract.rgbdiff import (

@@ -32,16 +32,19 @@ from talstack.extract.runtimes import (
     is_installed,
     largest_difference,
 )
+from talstack.extract.shift import TemporalShift
 from talstack.io.errors import ConfigError, ModelError
 from talstack.io.files import read_json
 
 SIZE, FRAMES = 64, 4
 
 
-def make_model(arch: str = "resnet18_narrow", *, shift: bool = True, num_frames: int = FRAMES) -> TSMBackbone:
+def make_model(
+    arch: str = "resnet18_narrow", *, shift: bool = True, num_frames: int = FRAMES, causal: bool = False
+) -> TSMBackbone:
     """Return a network whose batch norms do something."""
     torch.manual_seed(0)
-    model = TSMBackbone(arch, num_frames=num_frames, num_actions=5, num_scenes=3, shift=shift).eval()
+    model = TSMBackbone(arch, num_frames=num_frames, num_actions=5, num_scenes=3, shift=shift, causal=causal).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.2)
@@ -51,8 +54,8 @@ def make_model(arch: str = "resnet18_narrow", *, shift: bool = True, num_frames:
     return model
 
 
-def make_pixels(segments: int = 2, num_frames: int = FRAMES) -> np.ndarray:
-    shape = (segments, num_frames, SIZE, SIZE, 3)
+def make_pixels(segments: int = 2, num_frames: int = FRAMES, size: int = SIZE) -> np.ndarray:
+    shape = (segments, num_frames, size, size, 3)
     return np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
 
 
@@ -70,6 +73,63 @@ def test_a_runtime_computes_what_the_module_does(name: str, arch: str, shift: bo
         expected = getattr(reference, part)
         np.testing.assert_allclose(getattr(found, part), expected, atol=TOLERANCE * np.abs(expected).max())
         assert getattr(found, part).dtype == np.float32
+
+
+DEEP = [pytest.param(arch, False, marks=pytest.mark.slow) for arch in ("resnet101", "resnext101_32x8d")]
+
+
+@pytest.mark.parametrize(
+    ("arch", "causal"),
+    [("resnet34", False), ("resnext50_32x4d", False), ("mobilenet_v2", False), ("efficientnet_lite0", False),
+     ("resnet18_narrow", True), ("mobilenet_v2", True), ("efficientnet_lite0", True), *DEEP],
+)  # fmt: skip
+def test_every_architecture_runs_in_every_runtime(arch: str, causal: bool) -> None:
+    size = 72  # halved to odd sizes, where TensorFlow's padding differs from torch's
+    model, pixels = make_model(arch, num_frames=3, causal=causal), make_pixels(1, 3, size)
+    reference = EagerRuntime(model).run(pixels)
+    assert np.isfinite(reference.features).all() and reference.features.std() > 0
+    for name in filter(is_installed, ("onnxruntime", "openvino")):
+        runtime = build_runtime(name, model, frame_size=size, threads=1)
+        check_agreement(runtime, runtime.run(pixels), reference)
+    folded = build_runtime("folded", model, frame_size=size, threads=1)
+    check_agreement(folded, folded.run(pixels), reference)
+
+
+@pytest.mark.parametrize("arch", ["resnext50_32x4d", "mobilenet_v2", "efficientnet_lite0"])
+def test_differences_go_into_every_architecture(arch: str) -> None:
+    model = motion_backbone(make_model(arch, num_frames=2))
+    pixels = np.random.default_rng(1).integers(0, 256, (1, 2, NUM_FRAMES, SIZE, SIZE, 3), dtype=np.uint8)
+    reference = EagerRuntime(model).run(pixels)
+    by_hand = model(differences(torch.from_numpy(pixels), model.normalisation)).features.detach().numpy()
+    np.testing.assert_allclose(reference.features, by_hand, atol=TOLERANCE * np.abs(by_hand).max())
+    for name in ("folded", "onnxruntime"):
+        runtime = build_runtime(name, model, frame_size=SIZE, threads=1)
+        check_agreement(runtime, runtime.run(pixels), reference)
+
+
+def test_pixels_are_standardised_as_the_weights_expect() -> None:
+    """A grey of level 127 is EfficientNet-Lite's zero, in every runtime."""
+    model = make_model("efficientnet_lite0", num_frames=1)
+    grey = np.full((1, 1, SIZE, SIZE, 3), 127, dtype=np.uint8)
+    expected = model(torch.zeros(1, 1, 3, SIZE, SIZE)).features.detach().numpy()
+    for name in ("eager", "folded", "onnxruntime"):
+        found = build_runtime(name, model, frame_size=SIZE, threads=1).run(grey).features
+        np.testing.assert_allclose(found, expected, atol=TOLERANCE * np.abs(expected).max())
+
+
+def test_activations_and_additions_are_inside_the_convolutions() -> None:
+    for arch in ("resnet18", "mobilenet_v2"):
+        kinds = [fused.step.kind for fused in folded_steps.fuse_steps(fold_network(make_model(arch).net))]
+        assert not {"relu", "relu6", "add"} & set(kinds)
+
+
+def test_a_network_that_the_graph_cannot_express_is_left_to_the_others() -> None:
+    model = make_model("resnet18_narrow", num_frames=1)
+    for module in model.modules():
+        if isinstance(module, TemporalShift):
+            module.fold_div = 2  # nothing of a lone frame stays in place
+    choice = measure_runtimes(model, ("onnxruntime", "folded"), frame_size=SIZE, threads=1)
+    assert choice.name == "folded" and "no channel of its own" in choice.rejected["onnxruntime"]
 
 
 @pytest.mark.parametrize("name", ["folded", "onnxruntime"])

@@ -3,7 +3,8 @@ import pytest
 import torch
 from torchvision.models import resnet101
 
-from talstack.extract.backbone import TSMBackbone, insert_shift
+from talstack.extract.backbone import TSMBackbone
+from talstack.extract.image_networks import insert_shift
 from talstack.extract.shift import TemporalShift, temporal_shift
 
 
@@ -25,6 +26,43 @@ def test_shift_is_the_definition(num_frames: int, channels: int, memory_format: 
     shifted = temporal_shift(x, num_frames)
     assert np.array_equal(shifted.numpy(), shift_by_the_definition(x.numpy(), num_frames))
     assert shifted.is_contiguous(memory_format=memory_format)
+
+
+def causal_by_the_definition(x: np.ndarray, num_frames: int) -> np.ndarray:
+    """FACTS: only the first C // 8 channels, from the previous time step."""
+    fold, out = x.shape[1] // 8, x.copy()
+    for i in range(len(x)):
+        out[i, :fold] = x[i - 1, :fold] if i % num_frames else 0
+    return out
+
+
+@pytest.mark.parametrize(("num_frames", "channels"), [(8, 64), (1, 8), (3, 20)])
+def test_causal_shift_is_the_definition(num_frames: int, channels: int) -> None:
+    x = torch.randn(2 * num_frames, channels, 3, 5)
+    assert np.array_equal(
+        temporal_shift(x, num_frames, causal=True).numpy(), causal_by_the_definition(x.numpy(), num_frames)
+    )
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("fold_div", [2, 8])
+def test_the_gradient_is_the_derivative(causal: bool, fold_div: int) -> None:
+    x = torch.randn(6, 8, 2, 1, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: temporal_shift(x, 3, fold_div=fold_div, causal=causal), x)
+    assert torch.autograd.gradgradcheck(lambda x: temporal_shift(x, 3, fold_div=fold_div, causal=causal) ** 2, x)
+
+
+@pytest.mark.parametrize("arch", ["resnet18_narrow", "mobilenet_v2", "efficientnet_lite0"])
+def test_a_causal_network_sees_no_later_frame(arch: str) -> None:
+    torch.manual_seed(0)
+    frames = torch.randn(4, 3, 32, 32)
+    for causal in (True, False):
+        model = TSMBackbone(arch, num_frames=4, num_actions=3, num_scenes=2, causal=causal).eval()
+        changed = frames.clone()
+        changed[3] += 1
+        with torch.inference_mode():
+            moved = (model.net(changed) - model.net(frames)).abs().amax(1)
+        assert moved[3] > 0 and (moved[:3].max() == 0) == causal
 
 
 def test_gradient_flows_back_to_the_frame_it_came_from() -> None:
