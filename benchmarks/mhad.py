@@ -35,7 +35,7 @@ def main(source: Path, out: Path, config: Path) -> None:
     tables = [word for name in ("clips", "recordings", "features") for word in (f"--{name}", source / f"{name}.csv")]
     talstack(
         "import", "activitynet", source / "annotations.json", "--media", source, *tables,
-        "--classes", source / "classes.txt", "--out", data,
+        "--classes", source / "classes.txt", "--group-column", "subject", "--out", data,
     )  # fmt: skip
     talstack("finetune", data, "--out", backbone, "--config", config)
     talstack("extract", data, "--store", store, "--backbone", backbone, "--config", config)
