@@ -7,6 +7,7 @@ from typing import Any
 
 from talstack.io.errors import MissingInputError, ModelError
 from talstack.io.files import read_json
+from talstack.io.members import Link
 
 FORMAT_VERSION = 1
 CARD_FILE = "card.json"
@@ -21,6 +22,7 @@ class BackboneCard:
         segment_s, frames_per_segment, frame_size: the sampling it was trained with.
         actions, scenes: order of its logits; action logits have background in front.
         seen: recordings it was fine-tuned on.
+        validated: recordings that early stopping or the choice of an epoch looked at.
         training: settings, data set, versions and figures of its training.
         weights_sha256: content hash of the weights file.
     """
@@ -37,6 +39,18 @@ class BackboneCard:
     training: Mapping[str, Any] = field(default_factory=dict)
     weights_sha256: str = ""
     format_version: int = FORMAT_VERSION
+    validated: tuple[str, ...] = ()
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The recordings whose features are optimistic: those seen, and those validated on."""
+        return tuple(sorted({*self.seen, *self.validated}))
+
+    @property
+    def link(self) -> Link:
+        """What is between its action logits and probabilities, as it was trained."""
+        loss = dict(self.training.get("config", {})).get("loss", "softmax")
+        return "softmax" if loss == "softmax" else "sigmoid"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: Path) -> "BackboneCard":
@@ -79,6 +93,11 @@ class BackboneSource:
     card: BackboneCard
     folder: Path | None = None
     imagenet: bool = False
+
+    @property
+    def size_bytes(self) -> int:
+        """How large the files of weights are; 0 without a folder."""
+        return 0 if self.folder is None else sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
 
     @property
     def identity(self) -> dict[str, Any]:

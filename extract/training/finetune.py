@@ -2,7 +2,7 @@
 
 import math
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -88,15 +88,21 @@ def finetune(
     sampling: SamplingConfig,
     jobs: int = 1,
     report: Callable[[EpochRow], None] = lambda row: None,
+    recordings: Sequence[str] | None = None,
+    views: Sequence[str] | None = None,
 ) -> BackboneCard:
     """Train a backbone into the folder `out` and return its card; a finished equal training is not repeated.
+
+    Args:
+        recordings: all that it may learn from or look at; by default `training_recordings`.
+        views: to train on instead of the configuration's.
 
     Raises:
         LeakError, InputError: see `training_recordings`.
         MediaError: no training clip gives frames.
     """
-    views = check_views(manifest, config.views)
-    recordings = training_recordings(manifest, config)
+    views = check_views(manifest, config.views if views is None else views)
+    recordings = training_recordings(manifest, config) if recordings is None else sorted(recordings)
     hashes = ClipHashes(out)
     clips = manifest.clips.filter(pl.col("recording").is_in(recordings) & pl.col("view").is_in(views))
     source_hashes = [
