@@ -79,3 +79,11 @@ def test_a_group_in_two_splits_is_named() -> None:
     split = pl.when(pl.col("recording") == "r01").then(pl.lit("test")).otherwise("split").alias("split")
     mixed = replace(manifest, recordings=manifest.recordings.with_columns(split))
     assert groups_in_several_splits(mixed) == {"a": ["test", "train"]}
+
+
+def test_a_group_goes_where_its_scenes_are_rare_even_if_that_fold_is_larger() -> None:
+    groups = ["a"] * 3 + ["b"] * 2 + ["c"] * 2 + ["d", "e"]
+    scenes = ["kitchen"] * 5 + ["park"] * 3 + ["kitchen"]
+    folds = assign_folds(make_manifest(scenes, groups), 2).with_columns(pl.Series("scene", scenes))
+    kitchens = folds.filter(pl.col("scene") == "kitchen")["fold"].value_counts()["count"]
+    assert kitchens.to_list() == [3, 3]
