@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/mhad.py PATH_TO_MHAD
 
-Folds are by person. Prints mAP for every single (view, modality, head), the plain mean, the weighted ensemble and the stack. Every step is
-skipped where it is done. The data are not part of the project: the folder holds recordings.csv, clips.csv,
-features.csv, annotations.json and what they name.
+Folds are by person. Prints mAP for every single (view, modality, head), the plain mean, the weighted ensemble and the
+stack. Every step is skipped where it is done. The data are not part of the project: the folder holds recordings.csv,
+clips.csv, features.csv, annotations.json and what they name.
 """
 
 import subprocess

@@ -90,6 +90,14 @@ def test_one_backbone_per_view_is_trained_on_its_view_alone(toy_data: Path, tmp_
     assert rows == ["view-ego", "view-front"]
     again = finetune_set(manifest, tmp_path / "bb", config=config, sampling=SAMPLING, report=pytest.fail)
     assert again == made
+    test = pl.col("recording") == "r3"
+    scene = pl.when(test).then(pl.lit("kitchen")).otherwise("scene").alias("scene")
+    blind = replace(
+        manifest, recordings=manifest.recordings.with_columns(scene), instances=manifest.instances.filter(~test)
+    )
+    assert not blind.recordings.equals(manifest.recordings)
+    lied_to = finetune_set(blind, tmp_path / "bb", config=config, sampling=SAMPLING, report=pytest.fail)
+    assert lied_to == made, "scenes and instances of the test split are no input"
     with pytest.raises(InputError, match="holds a set of backbones; take another folder"):
         finetune_set(manifest, tmp_path / "bb", config=CONFIG, sampling=SAMPLING)
 
