@@ -90,7 +90,7 @@ def decode_alone(item: ExtractionItem) -> StatusRow:
     """Read the frames of the item's segments."""
     key, manifest = item.keys[0], Manifest.load(item.manifest_folder)
     path = manifest.media_path(manifest.clips.filter(pl.col("recording") == key.recording)["path"][0])
-    card = item.network.source.card
+    card = item.networks[0].source.card
     starts_s = np.arange(round(key.duration_s / key.segment_s)) * key.segment_s
     parts_s = (np.arange(card.frames_per_segment) + 0.5) / card.frames_per_segment * key.segment_s
     with FrameReader(path, size=(card.frame_size, card.frame_size)) as reader:
@@ -103,7 +103,7 @@ def decode_alone(item: ExtractionItem) -> StatusRow:
 
 def compute_alone(item: ExtractionItem) -> StatusRow:
     """Compute as many segments as the item has, on pixels that are there."""
-    key, card, runtime = item.keys[0], item.network.source.card, runtime_of(item.network, "rgb")
+    key, card, runtime = item.keys[0], item.networks[0].source.card, runtime_of(item.networks[0], "rgb")
     shape = (item.batch_segments, card.frames_per_segment, card.frame_size, card.frame_size, 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     torch.set_num_threads(item.threads)
@@ -116,7 +116,7 @@ def compute_alone(item: ExtractionItem) -> StatusRow:
 
 def load_alone(item: ExtractionItem) -> StatusRow:
     """Load the network; long enough that every process gets one of these."""
-    runtime_of(item.network, "rgb")
+    runtime_of(item.networks[0], "rgb")
     time.sleep(1.0)
     return StatusRow(item.keys[0].recording, "", "", "done")
 
@@ -155,7 +155,7 @@ def add_bound_row(table: Table, name: str, job: Job, scratch: Path, *, jobs: int
     rates = [f"{job.num_segments / statistics.median(column):.2f}" for column in zip(*walls_s, strict=True)]
     bounds = [f"{statistics.median((d + c) / whole for d, c, whole in runs):.2f}" for runs in (walls_s, cpus_s)]
     store_share = sum(row.store_s for row in rows) / sum(row.wall_s for row in rows)
-    runtime = items[0].network.runtime if items[0].network else ""
+    runtime = items[0].networks[0].runtime if items[0].networks else ""
     setup = f"{workers.jobs} x {workers.threads}"
     table.add_row(name, runtime, setup, *rates, *bounds, f"{100 * store_share:.2f} %")
 

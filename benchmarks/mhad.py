@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/mhad.py PATH_TO_MHAD
 
-Prints mAP for every single (view, modality, head), the plain mean, the weighted ensemble and the stack. Every step is
-skipped where it is done. The data are not part of the project: the folder holds recordings.csv, clips.csv,
-features.csv, annotations.json and what they name.
+Folds are by person. Prints mAP for every single (view, modality, head), the plain mean, the weighted ensemble and the
+stack. Every step is skipped where it is done. The data are not part of the project: the folder holds recordings.csv,
+clips.csv, features.csv, annotations.json and what they name.
 """
 
 import subprocess
@@ -29,15 +29,17 @@ def talstack(*arguments: object) -> None:
 @click.argument("source", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--out", type=click.Path(path_type=Path), default="runs/mhad")
 @click.option("--config", type=click.Path(path_type=Path), default=CONFIG)
-def main(source: Path, out: Path, config: Path) -> None:
+@click.option("--cross-fit", type=int, metavar="K", help="K backbones, none of which saw what its features are for.")
+def main(source: Path, out: Path, config: Path, cross_fit: int | None) -> None:
     """Import, fine-tune, extract, train heads, stack and score the data set in SOURCE."""
     data, store, backbone = out / "data", out / "store", out / "backbone"
     tables = [word for name in ("clips", "recordings", "features") for word in (f"--{name}", source / f"{name}.csv")]
     talstack(
         "import", "activitynet", source / "annotations.json", "--media", source, *tables,
-        "--classes", source / "classes.txt", "--out", data,
+        "--classes", source / "classes.txt", "--group-column", "subject", "--out", data,
     )  # fmt: skip
-    talstack("finetune", data, "--out", backbone, "--config", config)
+    several = ("--cross-fit", cross_fit) if cross_fit else ()
+    talstack("finetune", data, "--out", backbone, "--config", config, *several)
     talstack("extract", data, "--store", store, "--backbone", backbone, "--config", config)
     talstack("heads", data, "--store", store, "--run", out, "--config", config)
     talstack(

@@ -32,6 +32,16 @@ def _common_options(command_function: Callable[..., None]) -> Callable[..., None
     return command_function
 
 
+def _group_option(command_function: Callable[..., None]) -> Callable[..., None]:
+    """Add the option that names another column than `group`."""
+    option = click.option(
+        "--group-column",
+        metavar="NAME",
+        help="Column of the recordings' table (a person, a house, ...) whose equals share a fold. [group, if there]",
+    )
+    return option(command_function)
+
+
 @click.group("import")
 def command() -> None:
     """Turn a data set's own files into a talstack data folder.
@@ -91,6 +101,7 @@ def binego360(root: Path, test_fraction: float, out: Path, num_folds: int, quiet
 @click.option("--recordings", type=FILE, help="Table: recording, scene (may be empty), split (train, val, test).")
 @click.option("--features", type=FILE, help="Table: recording, modality, path of an .npz with values and times_s.")
 @click.option("--classes", type=FILE, help="Text file, one class a line: their order. [classes.txt, or alphabetical]")
+@_group_option
 @_common_options
 def activitynet(
     annotations: Path,
@@ -99,6 +110,7 @@ def activitynet(
     recordings: Path | None,
     features: Path | None,
     classes: Path | None,
+    group_column: str | None,
     out: Path,
     num_folds: int,
     quiet: bool,
@@ -112,7 +124,7 @@ def activitynet(
     The subsets training, validation and testing become the splits train, val and test. Without --clips every
     recording is one clip <media>/<recording>.mp4 (or .mkv, .webm, .avi, .mov, ...; v_<recording> works too). With
     --clips a recording may have several views, and clips that start late. --recordings adds scenes, recordings
-    without annotations, and splits that go before the subsets.
+    without annotations, splits that go before the subsets, and groups (a person, a house) that share a fold.
     """
     from talstack.io.import_activitynet import import_activitynet
 
@@ -124,6 +136,7 @@ def activitynet(
             recordings=recordings,
             features=features,
             classes=classes,
+            group_column=group_column,
             num_folds=num_folds,
             progress=progress,
         )
@@ -132,23 +145,25 @@ def activitynet(
 
 @command.command("csv")
 @click.argument("folder", type=FOLDER)
+@_group_option
 @_common_options
-def csv(folder: Path, out: Path, num_folds: int, quiet: bool) -> None:
+def csv(folder: Path, group_column: str | None, out: Path, num_folds: int, quiet: bool) -> None:
     """Import FOLDER, a data set described by CSV tables.
 
     \b
-        recordings.csv   recording, scene (may be empty), split (train, val, test)
+        recordings.csv   recording, scene (may be empty), split (train, val, test); optional: group (may be empty)
         clips.csv        recording, view, clip, path, offset_s (seconds from the recording's start; empty: unknown)
         instances.csv    recording, start_s, end_s, label; only the header where nothing is labelled
         features.csv     optional: recording, modality, path of an .npz with values [T, C] and times_s [T]
         classes.txt      optional: the actions, one a line, in the order of their ids; so scenes.txt
 
-    Paths are relative to FOLDER and must stay inside it. Further columns are ignored.
+    Paths are relative to FOLDER and must stay inside it. Recordings of one group (a person, a house, a session) never
+    lie in different folds. Further columns are ignored.
     """
     from talstack.io.import_csv import import_csv
 
     with _progress(quiet) as progress:
-        manifest = import_csv(folder, num_folds=num_folds, progress=progress)
+        manifest = import_csv(folder, group_column=group_column, num_folds=num_folds, progress=progress)
     _save(manifest, out)
 
 
@@ -171,13 +186,19 @@ def _save(manifest: "Manifest", out: Path) -> None:
     """Write the data folder and say what is in it."""
     import polars as pl
 
+    from talstack.io.folds import groups_in_several_splits
+
     manifest.save(out)
     hours = float(manifest.recordings["duration_s"].sum()) / 3600
-    splits = manifest.recordings["split"].value_counts().sort("split").rows()
+    splits = ", ".join(f"{n} {split}" for split, n in manifest.recordings["split"].value_counts().sort("split").rows())
+    num_groups = len(set(manifest.groups.values()))
+    grouped = f"{num_groups} groups, " if "group" in manifest.recordings.columns else ""
     click.echo(
-        f"{out}: {manifest.recordings.height} recordings ({', '.join(f'{n} {split}' for split, n in splits)}), "
+        f"{out}: {manifest.recordings.height} recordings ({splits}), {grouped}"
         f"{manifest.clips.height} clips, {manifest.instances.height} instances, {hours:.2f} h"
     )
+    for name, shared in groups_in_several_splits(manifest).items():
+        click.echo(f"warning: group {name!r} lies in the splits {' and '.join(shared)}: scores will flatter", err=True)
     if manifest.skipped.height:
         category = pl.col("reason").str.split(": ").list.first().alias("category")
         counts = manifest.skipped.group_by(category).len().sort(["len", "category"], descending=[True, False])

@@ -90,7 +90,8 @@ def check_store(manifest: "Manifest", store: Path, run: Path) -> None:
         raise MissingInputError(f"{run / 'heads.json'}: no such file; run `talstack heads` first")
     heads = read_json(run / "heads.json")
     extraction = Extraction.load(store, heads.get("extraction") or manifest.name)
-    now, then = (extraction.segment_s, sorted(extraction.seen)), (heads.get("segment_s"), sorted(heads.get("seen", [])))
+    seen = extraction.seen_among(manifest)
+    now, then = (extraction.segment_s, sorted(seen)), (heads.get("segment_s"), sorted(heads.get("seen", [])))
     if now != then:
         raise InputError(
             f"{run}: its heads were trained on another extraction than {store} holds now: segments of {then[0]} s and "

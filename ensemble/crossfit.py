@@ -5,7 +5,7 @@ scored. Whatever is tuned on top of a fitted combiner is tuned on predictions of
 recording in question: group by group of recordings, the folds of the heads.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,11 +59,35 @@ class Training:
             yield self.part(self.groups != group), self.part(self.groups == group)
 
 
-def learnable_folds(table: pl.DataFrame, *, seen: Collection[str], scored: Collection[str]) -> dict[str, int]:
+def refuse_leaks(recordings: Collection[str], off_limits: Collection[str], *, doing: str) -> None:
+    """Check that nothing is learned from recordings that a lower level has seen or that are to be scored.
+
+    Args:
+        recordings: what would be learned from.
+        off_limits: what must not.
+        doing: what would be done, for the message.
+
+    Raises:
+        LeakError: they share a recording.
+    """
+    leaked = sorted(set(recordings) & set(off_limits))
+    if leaked:
+        raise LeakError(
+            f"{doing}: {len(leaked)} of {len(recordings)} recordings were learned from further down or are to be "
+            f"scored, the first: {leaked[0]}; leave them out"
+        )
+
+
+def learnable_folds(
+    table: pl.DataFrame, *, seen: Collection[str], scored: Collection[str], groups: Mapping[str, int] | None = None
+) -> dict[str, int]:
     """Return the group of every recording that the ensemble may learn from, sorted by recording.
 
     These have a fold in the out-of-fold table and are neither seen by the backbone nor to be scored. Groups are
     their folds, or parts of about equal size where they all lie in one fold.
+
+    Args:
+        groups: number of every recording's group (a person, a house), which such parts do not divide.
 
     Raises:
         LeakError: fewer than two recordings are left.
@@ -80,7 +104,11 @@ def learnable_folds(table: pl.DataFrame, *, seen: Collection[str], scored: Colle
             "the data set a val split"
         )
     if len(set(left.values())) == 1:
-        return {name: position % MAX_GROUPS for position, name in enumerate(left)}
+        together = {name: (groups or {}).get(name, name) for name in left}
+        order = list(dict.fromkeys(together.values()))
+        if len(order) == 1:  # nothing but recordings of one group is left
+            return {name: position % MAX_GROUPS for position, name in enumerate(left)}
+        return {name: order.index(together[name]) % MAX_GROUPS for name in left}
     return left
 
 

@@ -1,11 +1,12 @@
 """What stage two left in a run's folder: the out-of-fold table and the record of the heads."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
-from talstack.io.errors import InputError, MissingInputError
+from talstack.io.errors import InputError, LeakError, MissingInputError
 from talstack.io.files import read_json, sha256_file
 from talstack.io.manifest import Manifest
 from talstack.io.predictions import SCHEMA
@@ -20,7 +21,7 @@ class HeadsRun:
     Attributes:
         table: the out-of-fold table, `talstack.io.predictions.SCHEMA`.
         segment_s: length of its segments, seconds.
-        seen: recordings that the backbone was fine-tuned on.
+        seen: recordings that the backbone was fine-tuned on or stopped early by.
         sha256: content hash of the table's file.
     """
 
@@ -35,7 +36,10 @@ class HeadsRun:
 
         Raises:
             MissingInputError: one of them is not there.
-            InputError: another format, or made for another data set than `manifest`.
+            InputError: another format, made for another data set than `manifest`, or not the table that the record
+                describes.
+            LeakError: a recording's fold is not that of the manifest or of the heads, or it has none although heads
+                learned from it: then it may have been predicted by a model that knows its labels.
         """
         record_path, table_path = run / "heads.json", run / "oof.parquet"
         for path in (record_path, table_path):
@@ -53,8 +57,15 @@ class HeadsRun:
                     f"{record_path}: made for {name} {got!r:.100}, the data set has {expected!r:.100}; run "
                     "`talstack heads` on this data set"
                 )
-        table = _read_table(table_path)
-        return cls(table, float(record["segment_s"]), frozenset(record["seen"]), sha256_file(table_path))
+        table, sha256 = _read_table(table_path), sha256_file(table_path)
+        for folds in (dict(manifest.folds.iter_rows()), record.get("folds")):
+            if folds:
+                _check_folds(table, folds, record.get("learned_from", ()), where=table_path)
+        if record.get("oof_sha256", sha256) != sha256:
+            raise InputError(
+                f"{table_path}: not the table that {record_path.name} describes; run `talstack heads` again"
+            )
+        return cls(table, float(record["segment_s"]), frozenset(record["seen"]), sha256)
 
 
 def _read_table(path: Path) -> pl.DataFrame:
@@ -65,3 +76,15 @@ def _read_table(path: Path) -> pl.DataFrame:
     if dict(table.schema) != SCHEMA:
         raise InputError(f"{path}: expected columns {', '.join(SCHEMA)}, got {dict(table.schema)}; run heads again")
     return table
+
+
+def _check_folds(table: pl.DataFrame, folds: Mapping[str, int], learned_from: Collection[str], *, where: Path) -> None:
+    """Raise LeakError where a row may have been predicted by a model that learned from its recording."""
+    for recording, fold in table.select("recording", "fold").unique().sort("recording", "fold").iter_rows():
+        if fold is None and recording in learned_from:
+            raise LeakError(f"{where}: {recording} has no fold, but heads learned from it; run `talstack heads` again")
+        if fold is not None and fold != folds.get(recording):
+            raise LeakError(
+                f"{where}: {recording} was predicted as of fold {fold}, but is in fold {folds.get(recording)}: the "
+                "model that predicted it may have learned from it; run `talstack heads` again"
+            )

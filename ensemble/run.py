@@ -4,7 +4,7 @@ Writes into the run's folder: stack/ (models, weights, tuned settings, and the r
 detections.parquet (with a `system` column), scene.parquet, and metrics.json where the split has annotations.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from talstack.ensemble.crossfit import (
     fit_stacker,
     fit_weights,
     learnable_folds,
+    refuse_leaks,
 )
 from talstack.ensemble.decode import Curves, Decoder, DecodeSettings
 from talstack.ensemble.evidence import Evidence
@@ -102,7 +103,9 @@ def run_ensemble(
     cached = _cached(run, fingerprint)
     if cached is not None:
         return cached
-    training = _training(manifest, heads, learnable_folds(heads.table, seen=heads.seen, scored=scored))
+    off_limits = heads.seen | set(scored)
+    folds = learnable_folds(heads.table, seen=heads.seen, scored=scored, groups=manifest.groups)
+    training = _training(manifest, heads, folds, off_limits)
     (run / "stack" / "ensemble.json").unlink(missing_ok=True)  # from here on the folder is in between two states
     (run / "metrics.json").unlink(missing_ok=True)
     evidence = _evidence(manifest, heads, scored)
@@ -110,7 +113,9 @@ def run_ensemble(
     systems, learned = _fit_systems(training, evidence, run / "stack", config=config, jobs=jobs)
     decoder = Decoder.of(manifest, heads.segment_s, list(training.evidence.index.recordings))
     report(f"tuning the intervals of {len(systems)} systems")
-    tuned = _tune_all(decoder, systems, manifest.instances, run / "stack", config=config, jobs=jobs)
+    tuned = _tune_all(
+        decoder, systems, manifest.instances, run / "stack", off_limits=off_limits, config=config, jobs=jobs
+    )
     detections = {system.name: decoder.decode(system.scored, tuned[system.name][0]) for system in systems}
     scenes, warnings = _scene_table(evidence)
     _write_tables(run, detections, scenes)
@@ -180,7 +185,8 @@ def _cached(run: Path, fingerprint: str) -> EnsembleResult | None:
     return EnsembleResult(True, record, read_json(metrics_path) if record["has_metrics"] else None)
 
 
-def _training(manifest: Manifest, heads: HeadsRun, folds: Mapping[str, int]) -> Training:
+def _training(manifest: Manifest, heads: HeadsRun, folds: Mapping[str, int], off_limits: Collection[str]) -> Training:
+    refuse_leaks(folds, off_limits, doing="fitting of the ensemble")
     evidence = _evidence(manifest, heads, list(folds))
     targets = segment_targets(manifest, evidence.index, heads.segment_s)
     groups = np.array(list(folds.values()), dtype=np.int64)
@@ -222,12 +228,13 @@ def _tune_all(
     instances: pl.DataFrame,
     folder: Path,
     *,
+    off_limits: Collection[str],
     config: EnsembleConfig,
     jobs: int,
 ) -> dict[str, tuple[DecodeSettings, float | None]]:
     """Return {system: settings, average mAP on its training recordings}; the settings are written too."""
     found = Parallel(n_jobs=jobs, prefer="threads")(
-        delayed(tune)(decoder, system.tuning, instances, config=config) for system in systems
+        delayed(tune)(decoder, system.tuning, instances, off_limits=off_limits, config=config) for system in systems
     )
     tuned = {system.name: result for system, result in zip(systems, found, strict=True)}
     write_json(folder / "decode.json", {name: asdict(settings) for name, (settings, _) in tuned.items()})

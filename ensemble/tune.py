@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from talstack.ensemble.config import EnsembleConfig
+from talstack.ensemble.crossfit import refuse_leaks
 from talstack.ensemble.decode import Curves, Decoder, DecodeSettings
 from talstack.evaluate.map import evaluate_detections
 from talstack.io.intervals import pairwise_tiou
@@ -32,7 +33,7 @@ def first_settings(config: EnsembleConfig) -> DecodeSettings:
 
 
 def tune(
-    decoder: Decoder, curves: Curves, instances: pl.DataFrame, *, config: EnsembleConfig
+    decoder: Decoder, curves: Curves, instances: pl.DataFrame, *, off_limits: Collection[str], config: EnsembleConfig
 ) -> tuple[DecodeSettings, float | None]:
     """Return the best settings and their average mAP over `TARGET_TIOU`; the first candidates
     and None without instances.
@@ -41,8 +42,13 @@ def tune(
         decoder: knows the recordings of `curves`.
         curves: predictions that are not in-sample.
         instances: ground truth; recordings that `curves` lacks are left out.
+        off_limits: recordings that a lower level has seen or that are to be scored.
+
+    Raises:
+        LeakError: `curves` has one of these.
     """
     recordings = curves.index.recordings
+    refuse_leaks(recordings, off_limits, doing="tuning of the intervals")
     instances = instances.filter(pl.col("recording").is_in(list(recordings)))
     settings = first_settings(config)
     if instances.is_empty():

@@ -47,7 +47,7 @@ class TSMBackbone(nn.Module):
         self.net, self.feature_dim = build_image_network(arch)
         if shift:
             insert_shift(self.net, num_frames, fold_div=fold_div, causal=causal)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout: nn.Module = nn.Dropout(dropout)
         self.action = nn.Linear(self.feature_dim, num_actions + 1)
         self.scene = nn.Linear(self.feature_dim, max(num_scenes, 1))
 

@@ -8,6 +8,7 @@ from typing import Any
 from talstack.extract.architectures import IMAGENET, Normalisation, normalisation_of
 from talstack.io.errors import MissingInputError, ModelError
 from talstack.io.files import read_json, sha256_file
+from talstack.io.members import Link
 
 FORMAT_VERSION = 1
 CARD_FILE = "card.json"
@@ -68,6 +69,17 @@ class BackboneCard:
             named["pixel_mean"], named["pixel_std"] = list(self.pixel_mean), list(self.pixel_std)
         return named
 
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The recordings whose features are optimistic: those seen, and those validated on."""
+        return tuple(sorted({*self.seen, *self.validated}))
+
+    @property
+    def link(self) -> Link:
+        """What is between its action logits and probabilities, as it was trained."""
+        loss = dict(self.training.get("config", {})).get("loss", "softmax")
+        return "softmax" if loss == "softmax" else "sigmoid"
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: Path) -> "BackboneCard":
         """Return the card of parsed JSON.
@@ -107,7 +119,7 @@ def start_identity(path: Path) -> tuple[str, tuple[str, ...]]:
     """
     if path.is_dir():
         card = load_card(path)
-        return card.weights_sha256, tuple(sorted({*card.seen, *card.validated}))
+        return card.weights_sha256, card.known
     if not path.is_file():
         raise MissingInputError(f"{path}: no such checkpoint file or backbone folder; see finetune.weights")
     return sha256_file(path), ()
@@ -130,6 +142,11 @@ class BackboneSource:
     imagenet: bool = False
     checkpoint: Path | None = None
     checkpoint_sha256: str = ""
+
+    @property
+    def size_bytes(self) -> int:
+        """How large the files of weights are; 0 without a folder."""
+        return 0 if self.folder is None else sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
 
     @property
     def identity(self) -> dict[str, Any]:

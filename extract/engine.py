@@ -19,9 +19,10 @@ from talstack.extract.audio_shard import make_audio_shard
 from talstack.extract.item import ExtractionItem
 from talstack.extract.layout import lay_out_view
 from talstack.extract.networks import runtime_of
+from talstack.extract.runtimes import Runtime
 from talstack.extract.shards import Spent, make_picture_shards
 from talstack.extract.status import StatusRow
-from talstack.io.errors import InputError, MediaError, TalstackError
+from talstack.io.errors import InputError, MediaError
 from talstack.io.extraction import PICTURES
 from talstack.io.grid import SegmentGrid
 from talstack.io.manifest import Manifest
@@ -57,10 +58,8 @@ def _known(key: ShardKey, store: FeatureStore) -> StatusRow | None:
 def _make(keys: Sequence[ShardKey], item: ExtractionItem, store: FeatureStore) -> list[StatusRow]:
     kind = str(keys[0].recipe["kind"])
     if kind in PICTURES:
-        if item.network is None:
-            raise TalstackError(f"{keys[0]}: features of pictures need a backbone")
-        for modality in sorted({str(key.recipe["kind"]) for key in keys}):
-            runtime_of(item.network, modality)  # outside the try: missing weights are not the recording's failure
+        for key in keys:
+            _runtime(key, item)  # outside the try: missing weights are not the recording's failure
     make = _MAKERS[kind]
     try:
         shards, spent = make(keys, item, _load_manifest(item.manifest_folder))
@@ -98,14 +97,16 @@ def _load_manifest(folder: Path) -> Manifest:
 
 
 def _picture_shards(keys: Sequence[ShardKey], item: ExtractionItem, manifest: Manifest) -> tuple[list[Shard], Spent]:
-    network, view = item.network, split_view(keys[0].view)[0]
-    if network is None:
-        raise TalstackError(f"{keys[0]}: features of pictures need a backbone")
+    source, view = item.network_of(keys[0]).source, split_view(keys[0].view)[0]
     return make_picture_shards(
-        keys, lay_out_view(manifest, keys[0].recording, view, segment_s=keys[0].segment_s), card=network.source.card,
-        trained=network.source.folder is not None, runtime_of=lambda kind: runtime_of(network, kind),
+        keys, lay_out_view(manifest, keys[0].recording, view, segment_s=keys[0].segment_s), card=source.card,
+        trained=source.folder is not None, runtime_of=lambda key: _runtime(key, item),
         batch_segments=item.batch_segments,
     )  # fmt: skip
+
+
+def _runtime(key: ShardKey, item: ExtractionItem) -> Runtime:
+    return runtime_of(item.network_of(key), str(key.recipe["kind"]), among=item.networks)
 
 
 def _audio_shards(keys: Sequence[ShardKey], item: ExtractionItem, manifest: Manifest) -> tuple[list[Shard], Spent]:

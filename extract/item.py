@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from talstack.extract.card import BackboneSource
+from talstack.io.errors import TalstackError
 from talstack.io.files import canonical_json
 from talstack.io.shard import ShardKey
 
@@ -39,13 +40,25 @@ class ExtractionItem:
 
     Attributes:
         keys: of one recording and of one view and its pieces: all from pictures, or one of another kind.
-        network: what computes features of pictures.
+        networks: what computes features of pictures, one per backbone.
         threads: of the computation.
     """
 
     keys: tuple[ShardKey, ...]
     store_root: Path
     manifest_folder: Path
-    network: NetworkOrder | None
+    networks: tuple[NetworkOrder, ...]
     batch_segments: int
     threads: int
+
+    def network_of(self, key: ShardKey) -> NetworkOrder:
+        """Return what computes a shard of pictures.
+
+        Raises:
+            TalstackError: none of the networks is its recipe's backbone.
+        """
+        wanted = dict(key.recipe["backbone"])
+        for network in self.networks:
+            if network.source.identity == wanted:
+                return network
+        raise TalstackError(f"{key}: features of pictures need a backbone")

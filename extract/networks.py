@@ -1,5 +1,6 @@
 """The networks of a worker process: loaded once, since that costs more than a short clip."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -15,15 +16,19 @@ from talstack.extract.weights import load_source
 _BUILT: dict[tuple[str, str], Runtime] = {}
 
 
-def runtime_of(order: NetworkOrder, modality: str) -> Runtime:
+def runtime_of(order: NetworkOrder, modality: str, *, among: Sequence[NetworkOrder] = ()) -> Runtime:
     """Return what computes a modality, "rgb" or "rgbdiff", in this process.
+
+    Args:
+        among: other networks that are still needed; any further ones are dropped from memory.
 
     Raises:
         MissingInputError, ModelError: weights that are missing or damaged.
         ConfigError: a runtime that is not installed.
     """
-    if any(name != order.name for name, _ in _BUILT):
-        _BUILT.clear()
+    needed = {order.name, *(other.name for other in among)}
+    for built in [built for built in _BUILT if built[0] not in needed]:
+        del _BUILT[built]
     key = (order.name, modality)
     if key not in _BUILT:
         torch.set_num_threads(order.threads)

@@ -3,13 +3,15 @@
 Needs no torch, so that running over a finished store starts and ends at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import joblib
 
-from talstack.extract.card import BackboneCard, BackboneSource, load_card
+from talstack.extract.backbone_set import BackboneSet
+from talstack.extract.card import BackboneCard, BackboneSource
 from talstack.extract.config import ExtractConfig, SamplingConfig
 from talstack.extract.derived_views import Piece, choose_views, derive_views
 from talstack.extract.item import ExtractionItem, NetworkOrder
@@ -34,14 +36,14 @@ class ExtractionPlan:
         extraction: the record that stage two will read.
         keys: every shard, in a stable order.
         store: where they go.
-        manifest_folder, source, config: what the workers need.
+        manifest_folder, sources, config: what the workers need; a source per backbone.
     """
 
     extraction: Extraction
     keys: tuple[ShardKey, ...]
     store: FeatureStore
     manifest_folder: Path
-    source: BackboneSource | None
+    sources: tuple[BackboneSource, ...]
     config: ExtractConfig
 
     def part(self, part: tuple[int, int]) -> list[ShardKey]:
@@ -72,12 +74,14 @@ class ExtractionPlan:
     def workers(self, keys: Sequence[ShardKey], jobs: int = 0) -> Workers:
         """Return the worker processes of this machine that these shards are for; `jobs` 0 chooses how many."""
         num_items = len(_groups(keys))
-        if self.source is None or not any("backbone" in key.recipe for key in keys):
+        if not self.sources or not any("backbone" in key.recipe for key in keys):
             return choose_workers(num_items, jobs=jobs)
-        card = self.source.card
+        card = self.sources[0].card
         pixels = self.config.batch_segments * card.frames_per_segment * card.frame_size**2
         pictures = max(sum(map(_num_pictures, group)) for group in _groups(keys))
-        needed = process_bytes(pixels=pixels, pictures=pictures)
+        # one network is in the figure; of a further one there are its file and what a runtime makes of it
+        others = sum(2 * source.size_bytes for source in self.sources[1:])
+        needed = process_bytes(pixels=pixels, pictures=pictures) + others
         return choose_workers(num_items, jobs=jobs, num_gpus=count_gpus(), process_bytes=needed)
 
     def items(self, keys: Sequence[ShardKey], jobs: int | Workers, *, here: bool = True) -> list[ExtractionItem]:
@@ -89,19 +93,17 @@ class ExtractionPlan:
             here: the work is done on this machine, so the fastest runtime is looked for here, before it begins.
         """
         threads = jobs.threads if isinstance(jobs, Workers) else max(1, int(joblib.cpu_count()) // jobs)
-        network = self._network(threads, here=here) if any("backbone" in key.recipe for key in keys) else None
+        networks = self._networks(threads, here=here) if any("backbone" in key.recipe for key in keys) else ()
         return [
             ExtractionItem(
-                tuple(group), self.store.root, self.manifest_folder, network, self.config.batch_segments, threads
+                tuple(group), self.store.root, self.manifest_folder, networks, self.config.batch_segments, threads
             )
             for group in _groups(keys)
         ]  # fmt: skip
 
-    def _network(self, threads: int, *, here: bool) -> NetworkOrder | None:
-        if self.source is None:
-            return None
-        order = NetworkOrder(self.source, self.config.runtime, self.config.precision, threads)
-        return with_fastest_runtime(order) if here else order
+    def _networks(self, threads: int, *, here: bool) -> tuple[NetworkOrder, ...]:
+        orders = [NetworkOrder(one, self.config.runtime, self.config.precision, threads) for one in self.sources]
+        return tuple(with_fastest_runtime(order) if here else order for order in orders)
 
 
 def _groups(keys: Sequence[ShardKey]) -> list[list[ShardKey]]:
@@ -116,7 +118,7 @@ def _groups(keys: Sequence[ShardKey]) -> list[list[ShardKey]]:
 
 
 def _num_pictures(key: ShardKey) -> int:
-    """Return how many pictures a shard needs for each of its moments."""
+    """Return how many pictures a shard needs for each of its moments; those of several networks are the same."""
     if key.recipe["kind"] not in PICTURES:
         return 0
     return (NUM_FRAMES if key.recipe["kind"] == RGBDIFF else 1) * max(1, len(Piece.of_recipe(key.recipe).cameras))
@@ -129,12 +131,14 @@ def plan_extraction(
     """Return the plan of extracting the manifest folder `data` into the store.
 
     Args:
-        backbone: folder of a fine-tuned backbone; None takes the untrained network of `config`.
+        backbone: folder of a fine-tuned backbone or a set of them; None takes the untrained network of `config`.
         views, modalities: override the configuration's where given.
 
     Raises:
         InputError: a view or modality that the data set does not have.
         ConfigError: sampling other than the backbone was trained with, or another data set's class list.
+        LeakError: the folds are not those that a set of backbones was trained with.
+        ModelError: no backbone of a set is for one of the views.
     """
     manifest = Manifest.load(data)
     config = replace(config, modalities=tuple(modalities) or config.modalities)
@@ -143,21 +147,27 @@ def plan_extraction(
         choose_views(manifest, tuple(views) or config.views, derived) if manifest.clips.height else ((), {})
     )
     wants_pictures = manifest.clips.height > 0 and (not config.modalities or {RGB, RGBDIFF} & set(config.modalities))
-    source = _backbone_source(manifest, config, sampling, backbone) if wants_pictures else None
-    recipes = build_recipes(manifest, config, sampling=sampling, backbone=source.identity if source else {})
-    seen = source.card.seen if source else ()
+    found = _backbones(manifest, config, sampling, backbone) if wants_pictures else None
     extraction = Extraction(
-        name or manifest.name, sampling.segment_s, recipes, chosen, tuple(seen), {n: pieces[n] for n in sorted(pieces)}
-    )
+        name or manifest.name, sampling.segment_s, {}, chosen, derived={n: pieces[n] for n in sorted(pieces)},
+        link=found.card.link if found else "softmax",
+    )  # fmt: skip
+    identity: Mapping[str, Any] = {}
+    if found is not None and found.is_single:
+        identity, extraction = found.members[0].backbone, replace(extraction, seen=found.members[0].known)
+    elif found is not None:
+        found.check(manifest, [*chosen, *pieces])
+        extraction = replace(extraction, members=found.members)
+    recipes = build_recipes(manifest, config, sampling=sampling, backbone=identity)
+    extraction = replace(extraction, recipes=recipes)
     hashes = ClipHashes(store_root)
     keys = shard_keys(manifest, extraction, hashes)
     hashes.save()
-    return ExtractionPlan(extraction, tuple(keys), FeatureStore(store_root), data, source, config)
+    sources = found.sources if found else ()
+    return ExtractionPlan(extraction, tuple(keys), FeatureStore(store_root), data, sources, config)
 
 
-def _backbone_source(
-    manifest: Manifest, config: ExtractConfig, sampling: SamplingConfig, folder: Path | None
-) -> BackboneSource:
+def _backbones(manifest: Manifest, config: ExtractConfig, sampling: SamplingConfig, folder: Path | None) -> BackboneSet:
     if folder is None:
         card = BackboneCard(
             arch=config.init_arch, shift=False, segment_s=sampling.segment_s,
@@ -167,13 +177,14 @@ def _backbone_source(
         if config.init_weights:
             from talstack.extract.weights import checkpoint_source  # noqa: PLC0415 - torch, to look into the file
 
-            return checkpoint_source(card, Path(config.init_weights).expanduser())
-        return BackboneSource(card, None, config.init == "imagenet")
-    card = load_card(folder)
+            return BackboneSet.of(checkpoint_source(card, Path(config.init_weights).expanduser()))
+        return BackboneSet.of(BackboneSource(card, None, config.init == "imagenet"))
+    found = BackboneSet.load(folder)
+    card = found.card
     for field in ("segment_s", "frames_per_segment", "frame_size"):
         if getattr(card, field) != getattr(sampling, field):
             raise ConfigError(
                 f"sampling.{field} is {getattr(sampling, field)}, but the backbone in {folder} was trained with "
                 f"{getattr(card, field)}; use the configuration it was trained with"
             )
-    return BackboneSource(card, folder)
+    return found

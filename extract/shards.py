@@ -53,17 +53,17 @@ def make_picture_shards(
     *,
     card: BackboneCard,
     trained: bool,
-    runtime_of: Callable[[str], Runtime],
+    runtime_of: Callable[[ShardKey], Runtime],
     batch_segments: int,
 ) -> tuple[list[Shard], Spent]:
     """Return the shards of the keys, all of one recording and of one view's clips, in their order.
 
     Args:
-        keys: rgb and rgbdiff, of the view and of pieces of it.
+        keys: rgb and rgbdiff, of the view and of pieces of it, by one network or several.
         layout: of the view.
-        card: the backbone's.
+        card: the backbone's; several share classes and sampling.
         trained: whether its logits mean anything.
-        runtime_of: gives what computes a modality.
+        runtime_of: gives what computes a shard.
         batch_segments: segments per forward pass.
 
     Raises:
@@ -75,20 +75,21 @@ def make_picture_shards(
         )
         for key in keys
     ]
+    drawn = list(dict.fromkeys(tasks))  # networks share their pictures
     layout = _with_picture(layout)
-    runtimes = [runtime_of(str(key.recipe["kind"])) for key in keys]
+    runtimes = [runtime_of(key) for key in keys]
     drafts: list[_Drafted] = []
     decode_s = compute_s = 0.0
     chunks = read_segments(
-        layout, tasks, segment_s=keys[0].segment_s, chunk=batch_segments, fast="fast_decoding" in keys[0].recipe
+        layout, drawn, segment_s=keys[0].segment_s, chunk=batch_segments, fast="fast_decoding" in keys[0].recipe
     )
     for chunk in read_ahead(chunks):
         started = time.perf_counter()
-        for number, runtime in enumerate(runtimes):
-            found = _mean([runtime.run(pixels) for pixels in chunk.pixels[number]])
+        for number, (runtime, task) in enumerate(zip(runtimes, tasks, strict=True)):
+            found = _mean([runtime.run(pixels) for pixels in chunk.pixels[drawn.index(task)]])
             if number == len(drafts):
                 drafts.append(_draft(len(layout.times_s), found, layout.notes))
-            drafts[number].fill(chunk, number, found)
+            drafts[number].fill(chunk, drawn.index(task), found)
         compute_s += time.perf_counter() - started
         decode_s += chunk.decode_s
     if not drafts:

@@ -62,14 +62,12 @@ class _Shift(torch.autograd.Function):
     """The shift with its gradient: the opposite shift, instead of what autograd makes of each slice copy."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x: torch.Tensor, num_frames: int, fold: int, causal: bool, backwards: bool
-    ) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, num_frames: int, fold: int, causal: bool, backwards: bool) -> torch.Tensor:
         ctx.how = num_frames, fold, causal, backwards
         return shift_frames(x, num_frames, fold=fold, causal=causal, backwards=backwards)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         num_frames, fold, causal, backwards = ctx.how
         moved = _Shift.apply(grad, num_frames, fold, causal, not backwards)
         return moved, None, None, None, None

@@ -1,14 +1,14 @@
 """The stored features of one (view, modality) over all its recordings, laid end to end."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from scipy.special import log_softmax
 
 from talstack.io.errors import InputError, StoreError
 from talstack.io.extraction import FeatureSet
+from talstack.io.members import Link, log_probs
 from talstack.io.predictions import SegmentIndex
 from talstack.io.shard import Shard
 
@@ -19,7 +19,7 @@ class GroupFeatures:
 
     Attributes:
         index: the recordings and how many rows each has.
-        features: (N, D) float16.
+        features: (N, D) float16; where those of several networks cannot be compared, the log-probabilities.
         valid: (N,) bool; other rows mean nothing.
         aligned: (R,) bool, whether a recording's rows are the segments of its grid.
         log_probs: (N, L) float32, the backbone's own log-probabilities, or (N, 0): actions with background.
@@ -60,6 +60,8 @@ class GroupFeatures:
 def read_group(features: FeatureSet, view: str, modality: str) -> GroupFeatures:
     """Return the features of every recording that has them, recordings sorted.
 
+    Where features come from several networks, only their log-probabilities are taken.
+
     Raises:
         StoreError: a shard is damaged, or its rows are not the segments of its recording.
         InputError: shards of different widths, or no shard at all.
@@ -73,26 +75,38 @@ def read_group(features: FeatureSet, view: str, modality: str) -> GroupFeatures:
     if not shards:
         raise InputError(f"{view}/{modality}: no recording has these features; run `talstack extract`")
     _check_widths(shards, f"{view}/{modality}")
-    return group_of(shards)
+    group = group_of(shards, link=features.link)
+    return group if features.is_comparable(view, modality) else log_probs_alone(group)
 
 
-def group_of(shards: dict[str, Shard]) -> GroupFeatures:
-    """Return the features of {recording: shard} with equal widths, in the order given."""
+def log_probs_alone(group: GroupFeatures) -> GroupFeatures:
+    """Return the group with its log-probabilities, of actions and of scenes, as its only features."""
+    columns = np.concatenate([group.log_probs, group.scene_log_probs], axis=1).astype(np.float16)
+    nothing = np.zeros((len(columns), 0), dtype=np.float32)
+    return replace(group, features=columns, log_probs=nothing, scene_log_probs=nothing)
+
+
+def group_of(shards: dict[str, Shard], *, link: Link = "softmax") -> GroupFeatures:
+    """Return the features of {recording: shard} with equal widths, in the order given.
+
+    Args:
+        link: between the backbone's action logits and probabilities.
+    """
     parts = list(shards.values())
     return GroupFeatures(
         SegmentIndex(tuple(shards), tuple(len(shard.features) for shard in parts)),
         np.concatenate([shard.features for shard in parts]),
         np.concatenate([shard.valid for shard in parts]),
         np.array([shard.aligned for shard in parts], dtype=bool),
-        np.concatenate([_log_probs(shard.logits, len(shard.features)) for shard in parts]),
-        np.concatenate([_log_probs(shard.scene_logits, len(shard.features)) for shard in parts]),
+        np.concatenate([_log_probs(shard.logits, len(shard.features), link) for shard in parts]),
+        np.concatenate([_log_probs(shard.scene_logits, len(shard.features), "softmax") for shard in parts]),
     )
 
 
-def _log_probs(logits: np.ndarray | None, num_rows: int) -> np.ndarray:
+def _log_probs(logits: np.ndarray | None, num_rows: int, link: Link) -> np.ndarray:
     if logits is None:
         return np.zeros((num_rows, 0), dtype=np.float32)
-    return np.asarray(log_softmax(logits.astype(np.float32), axis=1))
+    return log_probs(logits.astype(np.float32), link)
 
 
 def _check_rows(shard: Shard, num_segments: int, name: str) -> None:

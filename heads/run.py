@@ -165,11 +165,14 @@ def _write_run(
 
 def _sidecar(used: list[HeadJob], features: FeatureSet, config: HeadsConfig) -> dict[str, Any]:
     manifest, extraction = features.manifest, features.extraction
+    plan = FoldPlan.of(manifest, features.seen, config)
     content = {
         "format_version": 1,
         "dataset": manifest.name,
         "segment_s": features.segment_s,
         "seen": sorted(features.seen),
+        "folds": dict(plan.folds),
+        "learned_from": sorted(plan.learn),
         "extraction": extraction.name,
         "actions": list(manifest.actions),
         "scenes": list(manifest.scenes),
@@ -227,6 +230,8 @@ def _identity(features: FeatureSet, key: ModelKey, plan: FoldPlan, config: Heads
         "folds": dict(plan.folds),
         "learn": sorted(plan.learn),
         "labels": labels,
+        **({} if features.link == "softmax" else {"link": features.link}),
+        **({} if features.is_comparable(key.view, key.modality) else {"features": "log-probabilities"}),
     }
 
 

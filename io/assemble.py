@@ -17,7 +17,7 @@ from joblib import Parallel, delayed
 
 from talstack.io.errors import InputError, MediaError
 from talstack.io.folds import assign_folds
-from talstack.io.manifest import SCHEMAS, Manifest, resolve_inside
+from talstack.io.manifest import OPTIONAL, SCHEMAS, Manifest, resolve_inside
 from talstack.io.media import ClipInfo, probe
 from talstack.io.source_rows import ClipRow, FeatureRow, InstanceRow, Origin, RecordingRow, SourceRows, refuse_repeated
 
@@ -57,8 +57,8 @@ def assemble_manifest(
         name: of the data set.
         media_root: folder that the paths of clips and features are relative to.
         actions, scenes: ordered class lists.
-        num_folds: folds over the train and val recordings; fewer recordings than that get a fold each, and a
-            single one gets none.
+        num_folds: folds over the train and val recordings; fewer groups of recordings than that get a fold each,
+            and a single one gets none.
         refuse_unknown_labels: whether a label outside the list is an error or is skipped.
         progress: called with (clips measured, clips in all).
 
@@ -256,7 +256,12 @@ def _recording_table(rows: Sequence[RecordingRow], durations: dict[str, float], 
             raise InputError(
                 f"{row.origin}: recording {row.recording!r} has scene {row.scene!r}, which is not in the list"
             )
-    return _table("recordings", [(r.recording, durations[r.recording], r.scene, r.split) for r in rows])
+    table = _table("recordings", [(r.recording, durations[r.recording], r.scene, r.split) for r in rows])
+    groups = {row.recording: row.group for row in rows}
+    if not any(groups.values()):
+        return table
+    named = [groups[name] or None for name in table["recording"]]
+    return table.with_columns(pl.Series("group", named, dtype=OPTIONAL["recordings"]["group"]))
 
 
 def _clip_table(clips: Sequence[MeasuredClip]) -> pl.DataFrame:
@@ -270,5 +275,6 @@ def _clip_table(clips: Sequence[MeasuredClip]) -> pl.DataFrame:
 
 
 def _with_folds(manifest: Manifest, num_folds: int) -> Manifest:
-    fitted = min(num_folds, len(manifest.recordings_of(("train", "val"))))
+    groups = manifest.groups
+    fitted = min(num_folds, len({groups[name] for name in manifest.recordings_of(("train", "val"))}))
     return manifest.with_folds(assign_folds(manifest, fitted)) if fitted >= 2 else manifest

@@ -14,6 +14,7 @@ from talstack.io.errors import ConfigError, InputError, MissingInputError, Store
 from talstack.io.files import read_json, write_json
 from talstack.io.grid import SegmentGrid
 from talstack.io.manifest import Manifest
+from talstack.io.members import Link, Member, choose_members, mean_shard, members_of_view
 from talstack.io.shard import EXTERNAL_VIEW, Shard, ShardKey
 from talstack.io.store import ClipHashes, FeatureStore
 from talstack.io.view_names import split_view
@@ -28,13 +29,16 @@ class Extraction:
     Attributes:
         name: by default the data set's name.
         segment_s: length of a segment, seconds.
-        recipes: settings by modality; a modality of an external feature file has its own name.
+        recipes: settings by modality; a modality of an external feature file has its own name. Where there are
+            members, each puts its own backbone into the recipes of pictures.
         views: the cameras taken.
-        seen: recordings that the backbone was fine-tuned on; their features are optimistic.
+        seen: recordings that the backbone was fine-tuned on or stopped early by; their features are optimistic.
         derived: views cut from another one's picture, {name: what the recipes of rgb and rgbdiff say of it besides};
             see `talstack.io.view_names`.
         imported: sources of the features that `talstack cache import` brought in, by modality, view and recording.
             The data folder does not know them; their recipes stand among the others.
+        members: the backbones, where there is one per view or per fold.
+        link: between the backbone's action logits and probabilities.
     """
 
     name: str
@@ -44,6 +48,8 @@ class Extraction:
     seen: tuple[str, ...] = ()
     derived: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     imported: Mapping[str, Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]] = field(default_factory=dict)
+    members: tuple[Member, ...] = ()
+    link: Link = "softmax"
 
     def save(self, store_root: Path) -> None:
         """Write the record into the store; what was imported under its name before stays in it."""
@@ -61,9 +67,38 @@ class Extraction:
     def all_recipes(self) -> tuple[Mapping[str, Any], ...]:
         """The recipe of every shard it may have: those of the modalities, and of pieces of pictures."""
         pictures = [recipe for recipe in self.recipes.values() if recipe["kind"] in PICTURES]
-        return (
-            *self.recipes.values(), *({**recipe, **piece} for recipe in pictures for piece in self.derived.values())
-        )  # fmt: skip
+        others = [recipe for recipe in self.recipes.values() if recipe["kind"] not in PICTURES]
+        pictures += [{**recipe, **piece} for recipe in pictures for piece in self.derived.values()]
+        return (*others, *(own for recipe in pictures for own in self.recipes_of(recipe, self.members)))
+
+    def recipes_of(self, recipe: Mapping[str, Any], members: Sequence[Member]) -> tuple[Mapping[str, Any], ...]:
+        """Return a recipe of pictures with the backbone of each of the members; as it is where there are none."""
+        if not self.members:
+            return (recipe,)
+        made = [{**recipe, "backbone": dict(member.backbone)} for member in members]
+        return tuple(own for i, own in enumerate(made) if own not in made[:i])  # equal weights make one shard
+
+    def members_for(self, view: str, fold: int | None) -> tuple[Member, ...]:
+        """Return the members that make the features of a recording of this fold; none where there is one backbone."""
+        return choose_members(self.members, view, fold)
+
+    def seen_among(self, manifest: Manifest) -> frozenset[str]:
+        """Return the recordings of a data set that a backbone which makes some of their features knows."""
+        if not self.members:
+            return frozenset(self.seen)
+        folds = dict(manifest.folds.iter_rows())
+        pairs = manifest.clips.select("recording", "view").unique().iter_rows()
+        return frozenset(
+            recording
+            for recording, view in pairs
+            for name in self.pictured(view)
+            if any(recording in member.known for member in self.members_for(name, folds.get(recording)))
+        )
+
+    def pictured(self, view: str) -> list[str]:
+        """Return the views that are made from the pictures of one: itself and its pieces, as far as they are taken."""
+        pieces = [name for name in self.derived if split_view(name)[0] == view]
+        return [view, *pieces] if view in self.views else pieces
 
     @classmethod
     def load(cls, store_root: Path, name: str) -> "Extraction":
@@ -81,7 +116,13 @@ class Extraction:
             )
         values = read_json(path)
         values["views"], values["seen"] = tuple(values["views"]), tuple(values["seen"])
+        values["members"] = tuple(_member(member) for member in values.get("members", ()))
         return cls(**values)
+
+
+def _member(values: Mapping[str, Any]) -> Member:
+    lists: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return Member(**{**values, **lists})
 
 
 def _record_path(store_root: Path, name: str) -> Path:
@@ -96,12 +137,13 @@ def shard_keys(manifest: Manifest, extraction: Extraction, hashes: ClipHashes) -
     Audio is asked for where a clip has sound or could not be probed; external modalities where there is a file.
     """
     durations = dict(manifest.recordings.select("recording", "duration_s").iter_rows())
+    folds = dict(manifest.folds.iter_rows())
     keys = []
     for (recording, view), clips in manifest.clips.sort("recording", "view", "clip").group_by(
         ["recording", "view"], maintain_order=True
     ):
         sources: tuple[dict[str, Any], ...] | None = None
-        for name, modality, recipe in _recipes_of_view(extraction, str(view), clips):
+        for name, modality, recipe in _recipes_of_view(extraction, str(view), clips, fold=folds.get(recording)):
             sources = sources or _clip_sources(manifest, clips, hashes)
             keys.append(
                 ShardKey(
@@ -122,17 +164,17 @@ def shard_keys(manifest: Manifest, extraction: Extraction, hashes: ClipHashes) -
 
 
 def _recipes_of_view(
-    extraction: Extraction, view: str, clips: pl.DataFrame
+    extraction: Extraction, view: str, clips: pl.DataFrame, *, fold: int | None
 ) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """Yield (view, modality, recipe) of everything that is made from one view's clips, pieces of its picture too."""
-    own = [view] if view in extraction.views else []
-    pieces = [name for name in extraction.derived if split_view(name)[0] == view]
     for modality, recipe in extraction.recipes.items():
-        if recipe["kind"] == "audio" and _may_have_audio(clips):
-            yield from ((name, modality, recipe) for name in own)
+        if recipe["kind"] == "audio" and _may_have_audio(clips) and view in extraction.views:
+            yield view, modality, recipe
         if recipe["kind"] in PICTURES:
-            yield from ((name, modality, recipe) for name in own)
-            yield from ((name, modality, {**recipe, **extraction.derived[name]}) for name in pieces)
+            for name in extraction.pictured(view):
+                whole = {**recipe, **extraction.derived.get(name, {})}
+                for own in extraction.recipes_of(whole, extraction.members_for(name, fold)):
+                    yield name, modality, own
 
 
 def _imported_keys(extraction: Extraction, durations: Mapping[str, float]) -> list[ShardKey]:
@@ -169,6 +211,7 @@ class FeatureSet:
 
     Attributes:
         manifest, extraction: what it reads.
+        missing, failed: shards that are not there, and those that cannot be made.
         groups: the (view, modality) pairs that have at least one shard, sorted.
     """
 
@@ -177,10 +220,15 @@ class FeatureSet:
         hashes = ClipHashes(store.root)
         keys = shard_keys(manifest, extraction, hashes)
         hashes.save()
-        self._keys = {(k.recording, k.view, k.modality): k for k in keys if store.status(k) == "done"}
-        self.missing = [k for k in keys if store.status(k) == "missing"]
-        self.failed = [k for k in keys if store.status(k) == "failed"]
-        self.groups = sorted({(k.view, k.modality) for k in self._keys.values()})
+        status = [store.status(key) for key in keys]
+        self.missing = [key for key, found in zip(keys, status, strict=True) if found == "missing"]
+        self.failed = [key for key, found in zip(keys, status, strict=True) if found == "failed"]
+        incomplete = {(key.recording, key.view, key.modality) for key in (*self.missing, *self.failed)}
+        self._keys: dict[tuple[str, str, str], list[ShardKey]] = {}
+        for key in keys:
+            if (name := (key.recording, key.view, key.modality)) not in incomplete:
+                self._keys.setdefault(name, []).append(key)
+        self.groups = sorted({(view, modality) for _, view, modality in self._keys})
 
     @classmethod
     def open(cls, manifest: Manifest, store_root: Path, name: str | None = None) -> "FeatureSet":
@@ -200,8 +248,23 @@ class FeatureSet:
 
     @property
     def seen(self) -> frozenset[str]:
-        """Recordings that the backbone was fine-tuned on."""
-        return frozenset(self.extraction.seen)
+        """Recordings some of whose features come from a backbone that was fine-tuned on them or stopped early by."""
+        return self.extraction.seen_among(self.manifest)
+
+    @property
+    def link(self) -> Link:
+        """What is between the backbone's action logits and probabilities."""
+        return self.extraction.link
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the features of every group come from one network; else `read` gives logits alone for some."""
+        return all(self.is_comparable(*group) for group in self.groups)
+
+    def is_comparable(self, view: str, modality: str) -> bool:
+        """Return whether all recordings' features of a group come from one network, so that columns mean the same."""
+        pictures = self.extraction.recipes[modality]["kind"] in PICTURES
+        return not pictures or len(members_of_view(self.extraction.members, view)) < 2
 
     @property
     def segment_s(self) -> float:
@@ -215,16 +278,26 @@ class FeatureSet:
     def read(self, recording: str, view: str, modality: str) -> Shard | None:
         """Return the shard, or None where this recording lacks the view or its extraction failed.
 
+        Where features are not comparable it has no feature columns, and the mean of its members' log-probabilities as
+        logits.
+
         Raises:
             StoreError: the shard is there but damaged.
         """
-        key = self._keys.get((recording, view, modality))
-        return None if key is None else self._store.read(key)
+        keys = self._keys.get((recording, view, modality))
+        if keys is None:
+            return None
+        if self.is_comparable(view, modality):
+            return self._store.read(keys[0])
+        return mean_shard([self._store.read(key) for key in keys], link=self.link)
 
     def fingerprints(self, view: str, modality: str, recordings: Sequence[str]) -> list[str]:
-        """Return the fingerprints of the group's shards, in the order of `recordings`; "" where there is none."""
-        found = [self._keys.get((recording, view, modality)) for recording in recordings]
-        return [key.fingerprint if key is not None else "" for key in found]
+        """Return the fingerprints of the group's shards, in the order of `recordings`; "" where there is none.
+
+        Those of several members are joined by "+".
+        """
+        found = [self._keys.get((recording, view, modality), []) for recording in recordings]
+        return ["+".join(key.fingerprint for key in keys) for keys in found]
 
 
 def check_views(manifest: Manifest, views: Sequence[str]) -> tuple[str, ...]:

@@ -92,6 +92,11 @@ def export_features(
     if (view, modality) not in features.groups:
         there = ", ".join("/".join(group) for group in features.groups)
         raise InputError(f"extraction {features.extraction.name!r} has no features {view}/{modality}; there: {there}")
+    if not features.is_comparable(view, modality):
+        raise InputError(
+            f"{view}/{modality}: the features come from several networks, so their columns do not mean the same in all "
+            "recordings; extract with one backbone to export them"
+        )
     folder = out / f"{view}-{modality}"
     _check_name(folder.name)
     seen = _Seen()

@@ -39,6 +39,7 @@ def import_activitynet(
     recordings: Path | None = None,
     features: Path | None = None,
     classes: Path | None = None,
+    group_column: str | None = None,
     num_folds: int = DEFAULT_FOLDS,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -49,11 +50,12 @@ def import_activitynet(
         media: folder that the paths of `clips` and `features` are relative to, and must stay inside.
         clips: table of recording, view, clip, path, offset_s; without it every recording is one clip
             `<media>/<recording>.<mp4, mkv, ...>` (or `v_<recording>...`) of the view "main".
-        recordings: table of recording, scene, split, optionally duration_s; adds scenes and recordings without
-            annotations, and its split goes before the subset.
+        recordings: table of recording, scene, split, optionally duration_s and group; adds scenes, groups and
+            recordings without annotations, and its split goes before the subset.
         features: table of recording, modality, path of an .npz with `values` and `times_s`.
         classes: text file, one class a line, that fixes their order; else classes.txt beside the annotations, else
             alphabetical.
+        group_column: of `recordings`, that says which of them must share a fold, instead of `group`.
         num_folds: folds over the train and val recordings.
         progress: called with (clips measured, clips in all).
 
@@ -63,11 +65,13 @@ def import_activitynet(
     """
     if not media.is_dir():
         raise MissingInputError(f"{media}: no such media folder")
+    if group_column is not None and recordings is None:
+        raise InputError(f"group column {group_column!r}: there is no table of recordings to take it from")
     media = media.resolve()
     rows = SourceRows()
     _read_database(annotations, rows)
     if recordings is not None:
-        _merge_recordings(rows, read_recording_rows(recordings))
+        _merge_recordings(rows, read_recording_rows(recordings, group_column=group_column))
     rows.clips = read_clip_rows(clips) if clips else _find_clips(rows, media)
     rows.features = read_feature_rows(features) if features else []
     beside = annotations.parent / "classes.txt"
@@ -131,7 +135,9 @@ def _merge_recordings(rows: SourceRows, table: list[RecordingRow]) -> None:
         if old.split != row.split:
             rows.skip(row.origin, row.recording, f"split of the table used: {row.split} instead of {old.split}")
         duration_s = row.duration_s if old.duration_s is None else old.duration_s
-        rows.recordings[position] = replace(old, split=row.split, scene=row.scene, duration_s=duration_s)
+        rows.recordings[position] = replace(
+            old, split=row.split, scene=row.scene, duration_s=duration_s, group=row.group
+        )
 
 
 def _find_clips(rows: SourceRows, media: Path) -> list[ClipRow]:

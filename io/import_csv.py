@@ -15,10 +15,13 @@ from talstack.io.source_rows import (
 )
 
 
-def import_csv(folder: Path, *, num_folds: int = DEFAULT_FOLDS, progress: Progress | None = None) -> Manifest:
+def import_csv(
+    folder: Path, *, group_column: str | None = None, num_folds: int = DEFAULT_FOLDS, progress: Progress | None = None
+) -> Manifest:
     """Return the manifest of a folder with recordings.csv, clips.csv, instances.csv and optionally features.csv.
 
-    recordings.csv: recording, scene (may be empty), split (train, val, test), and optionally duration_s. clips.csv:
+    recordings.csv: recording, scene (may be empty), split (train, val, test), and optionally duration_s and group
+    (recordings of one group share a fold; `group_column` takes another column for it). clips.csv:
     recording, view, clip, path, offset_s (empty: unknown). instances.csv: recording, start_s, end_s, label; only
     the header where nothing is labelled. features.csv: recording, modality, path. Paths are relative to the folder;
     further columns are ignored. classes.txt and scenes.txt, one name a line, fix the order of the classes;
@@ -31,7 +34,7 @@ def import_csv(folder: Path, *, num_folds: int = DEFAULT_FOLDS, progress: Progre
     if not folder.is_dir():
         raise MissingInputError(f"{folder}: no such folder; expected one with recordings.csv, clips.csv, instances.csv")
     rows = SourceRows(
-        recordings=read_recording_rows(folder / "recordings.csv"),
+        recordings=read_recording_rows(folder / "recordings.csv", group_column=group_column),
         clips=read_clip_rows(folder / "clips.csv"),
         instances=read_instance_rows(folder / "instances.csv"),
         features=read_feature_rows(folder / "features.csv") if (folder / "features.csv").is_file() else [],

@@ -38,6 +38,8 @@ SCHEMAS: Mapping[str, dict[str, type[pl.DataType]]] = {
     "folds": {"recording": pl.String, "fold": pl.Int64},
     "skipped": {"file": pl.String, "where": pl.String, "recording": pl.String, "reason": pl.String},
 }
+# columns that a table may have besides, at its end
+OPTIONAL: Mapping[str, dict[str, type[pl.DataType]]] = {"recordings": {"group": pl.String}}
 
 
 def empty_table(name: str) -> pl.DataFrame:
@@ -54,7 +56,9 @@ class Manifest:
         media_root: folder that the paths of `clips` and `features` are relative to.
         actions, scenes: ordered class lists; columns of every prediction follow them.
         recordings, clips, instances, features, folds, skipped: tables as `SCHEMAS` declares them. A clip that
-            could not be read at import keeps its row, with null measurements.
+            could not be read at import keeps its row, with null measurements. `recordings` may have a column `group`
+            (a person, a house, a session): recordings of one group never lie in different folds; null is a group of
+            its own.
         first_action_id: number of `actions[0]` in submission files (BinEgo-360 counts from 1).
     """
 
@@ -73,7 +77,7 @@ class Manifest:
     def __post_init__(self) -> None:
         for name, schema in SCHEMAS.items():
             table: pl.DataFrame = getattr(self, name)
-            if dict(table.schema) != schema:
+            if dict(table.schema) not in (schema, {**schema, **OPTIONAL.get(name, {})}):
                 raise InputError(f"manifest table {name}: expected columns {schema}, got {dict(table.schema)}")
         _check(self)
 
@@ -92,6 +96,17 @@ class Manifest:
     def duration_s(self, recording: str) -> float:
         """Return the recording's length in seconds."""
         return float(self.recordings.row(by_predicate=pl.col("recording") == recording, named=True)["duration_s"])
+
+    @property
+    def groups(self) -> dict[str, int]:
+        """The number of every recording's group; recordings that must not be told apart in training share one."""
+        table = self.recordings.sort("recording")
+        named = table["group"].to_list() if "group" in table.columns else [None] * table.height
+        keys = [
+            (name, "") if name is not None else (None, own) for own, name in zip(table["recording"], named, strict=True)
+        ]
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        return {own: numbers[key] for own, key in zip(table["recording"], keys, strict=True)}
 
     def with_folds(self, folds: pl.DataFrame) -> "Manifest":
         """Return the manifest with another fold table."""
@@ -213,6 +228,13 @@ def _check(manifest: Manifest) -> None:
         pl.struct("recording", "view", "clip").is_duplicated(),
         "clips: recording, view, clip must be unique",
     )
+    if "group" in recordings.columns:
+        of_groups = recordings.drop_nulls("group").join(manifest.folds, on="recording")
+        _refuse(
+            of_groups.select("recording", "group", "fold").sort("group", "recording"),
+            pl.col("fold").n_unique().over("group") > 1,
+            "folds: recordings of one group must lie in one fold (import again)",
+        )
 
 
 def _refuse(table: pl.DataFrame, condition: pl.Expr, message: str) -> None:

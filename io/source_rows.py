@@ -30,13 +30,14 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class RecordingRow:
-    """A recording; `duration_s` is None where it has to be measured."""
+    """A recording; `duration_s` is None where it has to be measured, `group` where it is a group of its own."""
 
     recording: str
     split: str
     scene: str | None
     duration_s: float | None
     origin: Origin
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,18 +139,27 @@ def read_instance_rows(path: Path) -> list[InstanceRow]:
     ]
 
 
-def read_recording_rows(path: Path) -> list[RecordingRow]:
-    """Return the rows of RECORDINGS.csv: recording, scene (may be empty), split, and optionally duration_s.
+def read_recording_rows(path: Path, *, group_column: str | None = None) -> list[RecordingRow]:
+    """Return the rows of RECORDINGS.csv: recording, scene (may be empty), split, and optionally duration_s and group.
+
+    Args:
+        group_column: takes the groups from another column, which must be there; empty is a group of its own.
 
     Raises:
         MissingInputError, InputError: as `read_csv`; also a split that is not train, val or test, and a recording
             that stands there twice.
     """
+    if group_column in ("recording", "split", "duration_s"):
+        raise InputError(f"{path}: recordings cannot be grouped by their column {group_column!r}")
+    group = group_column or "group"
     schema = {"recording": pl.String, "scene": pl.String, "split": pl.String, "duration_s": pl.Float64}
-    table = read_csv(path, schema, optional=("duration_s",), nullable=("scene",))
+    optional = ("duration_s",) if group_column else ("duration_s", group)
+    table = read_csv(path, {group: pl.String, **schema}, optional=optional, nullable=("scene", group))
     rows = [
-        RecordingRow(recording, split, scene, duration_s, line(path, number))
-        for recording, scene, split, duration_s, number in table.iter_rows()
+        RecordingRow(
+            row["recording"], row["split"], row["scene"], row["duration_s"], line(path, row["line"]), row[group]
+        )
+        for row in table.iter_rows(named=True)
     ]
     refuse_repeated(rows)
     for row in rows:

@@ -28,6 +28,7 @@ class FinetuneConfig:
 
     # the recordings it learns from
     views: tuple[str, ...] = setting((), "views to train on, mixed; empty = all")
+    per_view: bool = setting(False, "one backbone per view instead of one for all")
     holdout_folds: int = setting(2, "folds the backbone never sees: the stacker learns on these and on split val")
     validation_folds: int = setting(
         0, "folds, taken after the held-out ones, that measure every epoch; they count as seen by the backbone"

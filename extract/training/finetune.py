@@ -30,7 +30,7 @@ from talstack.io.store import ClipHashes
 
 CODE_VERSION = 2  # raise when the code changes the weights that unchanged settings give
 FRAMES_FOLDER = "frames"
-_NEUTRAL = ("checkpoint_s",)  # settings that do not change the weights
+_NEUTRAL = ("checkpoint_s", "per_view")  # settings that do not change the weights
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ class FrameCache:
     def frame_shape(self) -> tuple[int, int, int, int]:
         """Return (T, S, S, 3)."""
         frames, *picture = self.blocks[0].shape[1:]
-        return (frames // self.draws, *picture)  # type: ignore[return-value]
+        return (frames // self.draws, *picture)
 
     def part(self, positions: np.ndarray) -> "FrameCache":
         """Return the segments at `positions`, (M,) int."""

@@ -73,6 +73,8 @@ ALONE = Processes()
 def training_processes() -> Iterator[Processes]:
     """Join the processes that `torchrun` started; without it there is one, on the GPU where there is one.
 
+    May be entered again within itself.
+
     Raises:
         ConfigError: more processes on this machine than it has GPUs.
     """
@@ -87,6 +89,9 @@ def training_processes() -> Iterator[Processes]:
             f"torchrun started process {local + 1} on a machine with {num_gpus} GPUs; lower --nproc-per-node"
         )
     device = torch.device("cuda", local) if num_gpus else torch.device("cpu")
+    if distributed.is_initialized():
+        yield Processes(rank, world, device)
+        return
     if num_gpus:
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if num_gpus else "gloo", timeout=PATIENCE)

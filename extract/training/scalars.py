@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 
@@ -24,9 +23,7 @@ class Scalars:
             if self._writer is not None and value is not None:
                 self._writer.add_scalar(name, value, step)
 
-    def __enter__(self) -> "Scalars":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Write what is still held back."""
         if self._writer is not None:
             self._writer.close()

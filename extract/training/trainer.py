@@ -125,7 +125,8 @@ class Trainer:
 
     def _prepare(self, model: TSMBackbone) -> None:
         config = self.config
-        model.dropout = RowDropout(config.dropout)
+        self._dropout = RowDropout(config.dropout)
+        model.dropout = self._dropout
         if self.processes.world > 1:
             convert_batch_norm(model)
         freeze_batch_norm_parameters(model, config.batch_norm)
@@ -218,7 +219,7 @@ class Trainer:
     def _loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return this part's share of the global batch's loss, and of the figures that are reported."""
         config, device = self.config, self.processes.device
-        self.model.dropout.set_step(config.seed, self.step, batch.first_row, config.batch_size)
+        self._dropout.set_step(config.seed, self.step, batch.first_row, config.batch_size)
         pixels = apply_augmentation(batch.pixels.to(device, non_blocking=True), batch.plan, normalise=self._normalise)
         targets = mirror_targets(batch.targets, batch.plan.mirrored, self._mirror)
         targets = mix_targets(targets, batch.plan).to(device)

@@ -128,3 +128,11 @@ def test_labels_are_not_markup(place):
     result = run(place / "found.csv", place / "found.csv", "--data", place / "truth.csv")
     assert result.exit_code == 0
     assert "│ [/b] " in result.stdout and "│ [red]x[/red] " in result.stdout
+
+
+def test_recordings_that_a_backbone_knows_are_told(place):
+    assert "seen by the fine-tuned backbone" not in run(place / "good", place / "bad").stderr
+    (place / "bad" / "heads.json").write_text('{"seen": ["r0", "r3", "elsewhere"]}')
+    result = run(place / "good", place / "bad", "--json")
+    assert "2 of these recordings were seen by the fine-tuned backbone; their figures are optimistic" in result.stderr
+    assert json.loads(result.stdout)["seen_recordings"] == 2

@@ -65,6 +65,16 @@ def test_csv_and_its_options(tmp_path, media):
     assert result.stderr == ""
 
 
+def test_groups_are_counted_and_one_in_two_splits_is_warned_of(tmp_path, media):
+    (media / "recordings.csv").write_text("recording,scene,split,person\na,gym,train,p\nb,gym,test,p\n")
+    (media / "clips.csv").write_text("recording,view,clip,path,offset_s\na,front,,a.mp4,0\nb,front,,b.mp4,0\n")
+    (media / "instances.csv").write_text("recording,start_s,end_s,label\na,0,1,wave\n")
+    result = run("csv", media, "--out", tmp_path / "data", "--quiet", "--group-column", "person")
+    assert result.exit_code == 0, result.output
+    assert "2 recordings (1 test, 1 train), 1 groups, 2 clips" in result.stdout
+    assert result.stderr == "warning: group 'p' lies in the splits test and train: scores will flatter\n"
+
+
 def test_binego360_and_its_test_fraction(tmp_path, media):
     root = tmp_path / "binego"
     (root / "panoramic").mkdir(parents=True)

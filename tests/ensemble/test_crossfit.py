@@ -118,6 +118,18 @@ def test_recordings_of_one_fold_are_told_apart(world) -> None:
     assert len(set(left.values())) >= 2
 
 
+def test_recordings_of_one_group_are_not_told_apart(world) -> None:
+    manifest, table = world
+    fold = dict(manifest.folds.iter_rows())
+    own = sorted(name for name in fold if fold[name] == 0)
+    seen = set(fold) - set(own)
+    groups = {name: 7 if name in own[:2] else i for i, name in enumerate(own)}
+    left = learnable_folds(table, seen=seen, scored=(), groups=groups)
+    assert left[own[0]] == left[own[1]] != left[own[2]]
+    alone = learnable_folds(table, seen=seen, scored=(), groups=dict.fromkeys(own, 7))
+    assert len(set(alone.values())) == len(own), "of a single group every recording is held out by itself"
+
+
 def test_recordings_without_fold_are_test_recordings(world) -> None:
     _, table = world
     assert table.filter(pl.col("fold").is_null())["recording"].unique().sort().to_list() == [

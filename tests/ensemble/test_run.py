@@ -115,6 +115,29 @@ def test_nothing_unseen_left_is_refused(world, write_run) -> None:
         run_ensemble(manifest, run, config=QUICK)
 
 
+def test_wrong_answers_for_test_recordings_change_nothing_but_the_scores(world, write_run) -> None:
+    manifest, _ = world
+    honest, lied_to = write_run(name="honest"), write_run(name="lied_to")
+    test = pl.col("recording").is_in(manifest.recordings_of(["test"]))
+    scene = pl.when(test).then(pl.lit("yard")).otherwise("scene").alias("scene")
+    label = pl.when(test).then(pl.lit("jump")).otherwise("label").alias("label")
+    end_s = pl.when(test).then(pl.col("end_s") + 0.7).otherwise("end_s").alias("end_s")
+    wrong = replace(
+        manifest,
+        instances=manifest.instances.with_columns(label, end_s),
+        recordings=manifest.recordings.with_columns(scene),
+    )
+    results = [run_ensemble(data, run, config=QUICK) for data, run in ((manifest, honest), (wrong, lied_to))]
+    files = sorted(path.relative_to(honest) for path in honest.rglob("*") if path.is_file())
+    assert len(files) >= 8
+    for file in files:
+        if file.name not in ("metrics.json", "ensemble.json"):
+            assert (honest / file).read_bytes() == (lied_to / file).read_bytes(), file
+    one, two = ({**result.record, "fingerprint": ""} for result in results)
+    assert one == two
+    assert results[0].metrics["scene"] != results[1].metrics["scene"], "the answers are another exam's"
+
+
 def test_false_answers_for_test_recordings_change_no_detection(world, write_run) -> None:
     manifest, _ = world
     honest, blind = write_run(name="honest"), write_run(name="blind")

@@ -10,7 +10,7 @@ from talstack.ensemble.config import EnsembleConfig
 from talstack.ensemble.decode import Curves, Decoder
 from talstack.ensemble.tune import boundary_bias, first_settings, tune
 from talstack.io.detections import DETECTION_SCHEMA
-from talstack.io.errors import ConfigError
+from talstack.io.errors import ConfigError, LeakError
 from talstack.io.grid import SegmentGrid
 from talstack.io.manifest import SCHEMAS
 from talstack.io.predictions import SegmentIndex
@@ -43,7 +43,7 @@ OVERLAPPING = {"a": [(3.0, 8.0), (20.0, 24.0), (40.0, 46.0)], "b": [(6.0, 11.0),
 def test_class_runs_are_chosen_where_actions_overlap() -> None:
     decoder, curves, instances = scene(OVERLAPPING)
     settings, score = tune(
-        decoder, curves, instances, config=replace(ONE, proposals=("activity", "class"))
+        decoder, curves, instances, off_limits=(), config=replace(ONE, proposals=("activity", "class"))
     )  # fmt: skip
     assert settings.proposals == "class"
     assert score == pytest.approx(1.0)
@@ -51,27 +51,32 @@ def test_class_runs_are_chosen_where_actions_overlap() -> None:
 
 def test_systematic_delay_is_corrected() -> None:
     decoder, curves, instances = scene(OVERLAPPING, late_s=0.3)
-    settings, score = tune(decoder, curves, instances, config=replace(ONE, proposals=("class",)))
+    settings, score = tune(decoder, curves, instances, off_limits=(), config=replace(ONE, proposals=("class",)))
     assert settings.start_shift_s == pytest.approx(-0.3, abs=0.08)
     assert settings.end_shift_s == pytest.approx(-0.3, abs=0.08)
     assert score == pytest.approx(1.0)
-    still, _ = tune(*scene(OVERLAPPING), config=replace(ONE, proposals=("class",)))
+    still, _ = tune(*scene(OVERLAPPING), off_limits=(), config=replace(ONE, proposals=("class",)))
     assert abs(still.start_shift_s) < 0.05
 
 
 def test_nothing_to_tune_on_gives_the_first_candidates() -> None:
     decoder, curves, instances = scene(OVERLAPPING)
     config = EnsembleConfig(margin=(0.3, 0.1), nms_sigma=(0.7,), max_detections=5)
-    settings, score = tune(decoder, curves, instances.clear(), config=config)
+    settings, score = tune(decoder, curves, instances.clear(), off_limits=(), config=config)
     assert score is None
     assert settings == first_settings(config)
     assert (settings.margin, settings.nms_sigma, settings.max_detections) == (0.3, 0.7, 5)
 
 
+def test_tuning_on_a_recording_that_is_seen_or_scored_is_refused() -> None:
+    with pytest.raises(LeakError, match="tuning of the intervals: 1 of 1 recordings were learned from .* the first: r"):
+        tune(*scene(OVERLAPPING), off_limits={"r", "other"}, config=ONE)
+
+
 def test_silent_system_can_be_tuned() -> None:
     decoder, curves, instances = scene(OVERLAPPING)
     silent = Curves(curves.index, np.zeros_like(curves.action), np.zeros_like(curves.activity))
-    settings, score = tune(decoder, silent, instances, config=EnsembleConfig())
+    settings, score = tune(decoder, silent, instances, off_limits=(), config=EnsembleConfig())
     assert score == 0.0
     assert settings == first_settings(EnsembleConfig())
 

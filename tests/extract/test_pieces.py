@@ -72,7 +72,7 @@ def test_cameras_see_what_a_crop_of_the_panorama_shows(toy_data: Path, tmp_path:
     with FrameReader(clip.path, size=source) as reader:
         panoramas = reader.frames_at(clip.sample_times_s(4, 1.0).ravel()).pixels
     seen = PerspectiveCrop(Camera(90.0, fov_deg=80.0, size=32), source).apply(panoramas).reshape(4, 4, 32, 32, 3)
-    expected = EagerRuntime(load_source(plan.source)).run(seen).features
+    expected = EagerRuntime(load_source(plan.sources[0])).run(seen).features
     assert_close(features_of(toy_data, tmp_path, "r0", "front@yaw090"), expected)
 
 
@@ -138,7 +138,7 @@ def test_rgbdiff_is_the_adapted_backbone_on_six_frames_a_moment(toy_data: Path, 
     with FrameReader(clip.path, size=(32, 32)) as reader:
         for place in np.ndindex(4, 4, NUM_FRAMES):
             pixels[place] = reader.frames_at(times_s[place][None]).pixels[0]
-    expected = EagerRuntime(motion_backbone(load_source(plan.source))).run(pixels).features
+    expected = EagerRuntime(motion_backbone(load_source(plan.sources[0]))).run(pixels).features
     assert_close(features_of(toy_data, tmp_path, "r2", "front", "rgbdiff"), expected)
     assert "rgbdiff" not in plan_extraction(toy_data, tmp_path, config=PLAIN, sampling=SAMPLING).extraction.recipes
 

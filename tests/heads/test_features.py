@@ -2,14 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from talstack.heads.config import HeadsConfig
+from talstack.heads.crossfit import FoldPlan, cross_fit
 from talstack.heads.features import group_of, read_group
+from talstack.heads.targets import task_targets
 from talstack.io.errors import InputError, StoreError
-from talstack.io.extraction import FeatureSet
+from talstack.io.extraction import Extraction, FeatureSet, shard_keys
+from talstack.io.feature_export import export_features
+from talstack.io.manifest import Manifest
+from talstack.io.members import Member
+from talstack.io.predictions import ModelKey
 from talstack.io.shard import Shard, ShardKey
+from talstack.io.store import ClipHashes, FeatureStore
 
 MakeFeatures = Callable[..., FeatureSet]
 
@@ -51,3 +60,49 @@ def test_logits_become_log_probabilities() -> None:
     group = group_of({"a": shard})
     np.testing.assert_allclose(np.exp(group.log_probs), [[0.5, 0.5], [1.0, 0.0]], atol=1e-6)
     assert group.scene_log_probs.shape == (2, 0)
+
+
+def test_sigmoid_logits_become_log_probabilities_of_their_own() -> None:
+    shard = Shard(np.zeros((1, 3), np.float16), np.ones(1, bool), np.zeros(1), logits=np.array([[0.0, 50]], np.float32))
+    np.testing.assert_allclose(np.exp(group_of({"a": shard}, link="sigmoid").log_probs), [[0.5, 1.0]], atol=1e-6)
+
+
+def cross_fitted(manifest: Manifest, root: Path, *, seed: int) -> FeatureSet:
+    """Return features of one network per fold; the seed draws their feature columns and not their logits."""
+    folds = sorted(manifest.folds["fold"].unique())
+    members = tuple(Member(f"fold{fold}", {"number": fold}, folds=(fold,)) for fold in folds)
+    store = FeatureStore(root)
+    extraction = Extraction("toy", 0.5, {"rgb": {"kind": "rgb"}}, ("front",), members=members)
+    extraction.save(root)
+    for key in shard_keys(manifest, extraction, ClipHashes(root)):
+        rng, fixed = (
+            np.random.default_rng([seed, int(key.recording[1:])]),
+            np.random.default_rng(int(key.recording[1:])),
+        )
+        shard = Shard(
+            rng.normal(size=(40, 6)).astype(np.float16), np.ones(40, bool), np.arange(40) / 2 + 0.25,
+            logits=fixed.normal(size=(40, 4)).astype(np.float32),
+            scene_logits=fixed.normal(size=(40, 2)).astype(np.float32),
+        )  # fmt: skip
+        store.write(key, shard)
+    return FeatureSet.open(manifest, root, "toy")
+
+
+def test_columns_of_several_networks_are_never_used(manifest: Manifest, quick: HeadsConfig, tmp_path: Path) -> None:
+    tables = []
+    for seed in (0, 1):
+        features = cross_fitted(manifest, tmp_path / str(seed), seed=seed)
+        group = read_group(features, "front", "rgb")
+        assert group.features.shape[1] == 4 + 2
+        assert group.log_probs.shape[1] == 0
+        key = ModelKey("front", "rgb", "action-linear")
+        targets = task_targets("action", manifest, group, 0.5)
+        plan = FoldPlan.of(manifest, features.seen, quick)
+        tables.append(cross_fit(key, group, targets, plan=plan, config=quick).table)
+    assert tables[0].equals(tables[1])
+    assert tables[0]["valid"].all()
+
+
+def test_features_of_several_networks_are_not_exported(manifest: Manifest, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="front/rgb: the features come from several networks"):
+        export_features(cross_fitted(manifest, tmp_path / "s", seed=0), "front", "rgb", out=tmp_path / "out")

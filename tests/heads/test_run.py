@@ -70,6 +70,18 @@ def test_only_heads_whose_inputs_changed_are_fitted_again(
     assert len(refitted(found)) == 6
 
 
+def test_labels_and_scenes_of_the_test_split_change_no_file(
+    make_features: MakeFeatures, manifest: Manifest, relabel: Callable, quick: HeadsConfig, tmp_path: Path
+) -> None:
+    config = replace(quick, gbm_rounds=5)
+    outcomes(make_features(), tmp_path / "honest", config)
+    outcomes(make_features(relabel(manifest, ["r8", "r9"])), tmp_path / "lied_to", config)
+    files = sorted(path.relative_to(tmp_path / "honest") for path in (tmp_path / "honest").rglob("*") if path.is_file())
+    assert len(files) > 40
+    for file in files:
+        assert (tmp_path / "honest" / file).read_bytes() == (tmp_path / "lied_to" / file).read_bytes(), file
+
+
 def test_damaged_and_missing_files_are_made_again(
     make_features: MakeFeatures, quick: HeadsConfig, tmp_path: Path
 ) -> None:

@@ -62,6 +62,13 @@ def test_tables_add_views_scenes_and_recordings(tmp_path, media):
     manifest = import_activitynet(
         path, media=media, clips=tmp_path / "clips.csv", recordings=tmp_path / "recordings.csv"
     )
+    assert "group" not in manifest.recordings.columns
+    grouped = import_activitynet(
+        path, media=media, clips=tmp_path / "clips.csv", recordings=tmp_path / "recordings.csv", group_column="subject"
+    )
+    assert grouped.recordings["group"].to_list() == ["s1", "s2", "s3"]
+    with pytest.raises(InputError, match="group column 'subject': there is no table of recordings"):
+        import_activitynet(path, media=media, group_column="subject")
     rows = manifest.recordings.rows()
     assert [(r[0], r[2], r[3]) for r in rows] == [("a", "gym", "val"), ("b", None, "test"), ("new", "hall", "test")]
     # b's JSON gives no length, so its clip does

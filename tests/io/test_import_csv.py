@@ -226,3 +226,20 @@ def test_a_set_in_which_nothing_can_be_read_is_refused(folder):
     (folder / "features.csv").unlink()
     with pytest.raises(InputError, match=r"set: no recording is left, .*unreadable"):
         import_csv(folder)
+
+
+def test_groups_come_from_their_column_or_the_one_that_is_named(folder):
+    write(
+        folder, "recordings.csv", "recording,scene,split,group,house", "r1,gym,train,,h", "r2,,train,p,h", "r3,,test,p,"
+    )
+    manifest = import_csv(folder)
+    assert manifest.recordings["group"].to_list() == [None, "p", "p"]
+    assert manifest.folds.height == 2
+    houses = import_csv(folder, group_column="house")
+    assert houses.recordings["group"].to_list() == ["h", "h", None]
+    assert houses.folds.is_empty(), "one house cannot be spread over two folds"
+    with pytest.raises(InputError, match="missing column person"):
+        import_csv(folder, group_column="person")
+    with pytest.raises(InputError, match="cannot be grouped by their column 'split'"):
+        import_csv(folder, group_column="split")
+    assert import_csv(folder, group_column="scene").recordings["group"].to_list() == ["gym", None, None]

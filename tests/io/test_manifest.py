@@ -127,7 +127,7 @@ def test_folds_are_balanced_by_scene_and_independent_of_row_order(tmp_path: Path
     assert joined.filter(pl.col("scene") == "park")["fold"].n_unique() == 4
     shuffled = make_manifest(tmp_path, num_recordings=12, recordings=manifest.recordings.reverse())
     assert assign_folds(shuffled, 4, seed=1).equals(folds)
-    with pytest.raises(InputError, match="need 2 <= folds <= recordings"):
+    with pytest.raises(InputError, match="need 2 <= folds <= groups"):
         assign_folds(manifest, 13)
 
 
