@@ -1,6 +1,6 @@
 """Fine-tuning of several backbones: one per fold, trained without it, one per view, or both."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -107,16 +107,21 @@ def finetune_set(
         raise InputError(
             f"{out}: holds {'a single backbone' if several else 'a set of backbones'}; take another folder"
         )
-    folds = dict(manifest.folds.iter_rows())
     for plan in plans:
         card = finetune(
             manifest, out / plan.name, config=config, sampling=sampling, jobs=jobs, report=partial(report, plan.name),
             recordings=plan.recordings, views=plan.views,
         )  # fmt: skip
-        leaked = [name for name in card.known if folds.get(name) in plan.folds]
-        if leaked:
-            raise LeakError(
-                f"{out / plan.name}: was to be trained without folds {', '.join(map(str, plan.folds))}, and knows "
-                f"{leaked[0]} all the same; set finetune.validation_folds to 0"
-            )
+        _check_unknown(manifest, plan, card.known, out / plan.name)
     return save_set(out, [plan.member for plan in plans]) if several else BackboneSet.load(out)
+
+
+def _check_unknown(manifest: Manifest, plan: MemberPlan, known: Sequence[str], folder: Path) -> None:
+    """Raise LeakError where a member knows a recording of the folds that it was to be trained without."""
+    folds = dict(manifest.folds.iter_rows())
+    leaked = [name for name in known if folds.get(name) in plan.folds]
+    if leaked:
+        raise LeakError(
+            f"{folder}: was to be trained without folds {', '.join(map(str, plan.folds))}, and knows {leaked[0]} all "
+            "the same; set finetune.validation_folds to 0"
+        )
