@@ -3,10 +3,9 @@
 Needs no torch, so that running over a finished store starts and ends at once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import joblib
 
@@ -148,23 +147,25 @@ def plan_extraction(
     )
     wants_pictures = manifest.clips.height > 0 and (not config.modalities or {RGB, RGBDIFF} & set(config.modalities))
     found = _backbones(manifest, config, sampling, backbone) if wants_pictures else None
-    extraction = Extraction(
-        name or manifest.name, sampling.segment_s, {}, chosen, derived={n: pieces[n] for n in sorted(pieces)},
-        link=found.card.link if found else "softmax",
-    )  # fmt: skip
-    identity: Mapping[str, Any] = {}
-    if found is not None and found.is_single:
-        identity, extraction = found.members[0].backbone, replace(extraction, seen=found.members[0].known)
-    elif found is not None:
-        found.check(manifest, [*chosen, *pieces])
-        extraction = replace(extraction, members=found.members)
+    identity = found.members[0].backbone if found is not None and found.is_single else {}
     recipes = build_recipes(manifest, config, sampling=sampling, backbone=identity)
-    extraction = replace(extraction, recipes=recipes)
+    extraction = Extraction(
+        name or manifest.name, sampling.segment_s, recipes, chosen, derived={n: pieces[n] for n in sorted(pieces)}
+    )
+    extraction = extraction if found is None else _with_backbones(extraction, found, manifest)
     hashes = ClipHashes(store_root)
     keys = shard_keys(manifest, extraction, hashes)
     hashes.save()
     sources = found.sources if found else ()
     return ExtractionPlan(extraction, tuple(keys), FeatureStore(store_root), data, sources, config)
+
+
+def _with_backbones(extraction: Extraction, found: BackboneSet, manifest: Manifest) -> Extraction:
+    """Return the record with what the backbones know of the data set, and with those of a set."""
+    if found.is_single:
+        return replace(extraction, link=found.card.link, seen=found.members[0].known)
+    found.check(manifest, [*extraction.views, *extraction.derived])
+    return replace(extraction, link=found.card.link, members=found.members)
 
 
 def _backbones(manifest: Manifest, config: ExtractConfig, sampling: SamplingConfig, folder: Path | None) -> BackboneSet:

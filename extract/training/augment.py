@@ -13,13 +13,7 @@ from scipy.special import betaincinv
 
 from talstack.extract.backbone import normalise
 from talstack.extract.training.config import FinetuneConfig
-from talstack.extract.training.mirror import MirrorMap, mirror_permutation, mirror_targets, mirrorable
 from talstack.io.errors import InputError
-
-__all__ = [
-    "AugmentPlan", "MirrorMap", "apply_augmentation", "mirror_permutation", "mirror_targets", "mirrorable",
-    "mix_targets", "plan_augmentation",
-]  # fmt: skip
 
 # one column each in the uniform variates of a row; those after MIRROR are used by the first row of a group
 DOWN, ACROSS, GAIN, BIAS, YAW, MIRROR, ORDER, KIND, SHARE, BOX_Y, BOX_X = range(11)

@@ -123,7 +123,6 @@ def finetune_set(
         raise InputError(
             f"{out}: holds {'a single backbone' if several else 'a set of backbones'}; take another folder"
         )
-    folds = dict(manifest.folds.iter_rows())
     with training_processes() as processes:
         for plan in plans:
             card = finetune(
@@ -131,13 +130,19 @@ def finetune_set(
                 split=plan.split, panoramas=panoramas, frames=out / FRAMES_FOLDER, jobs=jobs,
                 watcher=watcher_of(plan.name),
             )  # fmt: skip
-            leaked = [name for name in card.known if folds.get(name) in plan.folds]
-            if leaked:
-                raise LeakError(
-                    f"{out / plan.name}: was to be trained without folds {', '.join(map(str, plan.folds))}, and knows "
-                    f"{leaked[0]} all the same; were the weights that it started from trained on it?"
-                )
+            _check_unknown(manifest, plan, card.known, out / plan.name)
         if several and processes.first:
             save_set(out, [plan.member for plan in plans])
         processes.wait()
     return BackboneSet.load(out)
+
+
+def _check_unknown(manifest: Manifest, plan: MemberPlan, known: Collection[str], folder: Path) -> None:
+    """Raise LeakError where a member knows a recording of the folds that it was to be trained without."""
+    folds = dict(manifest.folds.iter_rows())
+    leaked = [name for name in known if folds.get(name) in plan.folds]
+    if leaked:
+        raise LeakError(
+            f"{folder}: was to be trained without folds {', '.join(map(str, plan.folds))}, and knows {leaked[0]} all "
+            "the same; did finetune.weights see it?"
+        )

@@ -137,7 +137,7 @@ def test_the_whole_path_learns_from_every_recording_and_is_honest(toy_data: Path
     settings.write_text(SETTINGS)
     common = (toy_data, "--config", settings)
     result = talstack("finetune", *common, "--out", backbone, "--cross-fit", 3)
-    assert result.stdout.count("fine-tuned resnet18_narrow, 2 recordings seen") == 3
+    assert result.stdout.count("weights of epoch 1, 2 recordings seen") == 3
     assert talstack("finetune", *common, "--out", backbone, "--cross-fit", 3).stdout.count("unchanged") == 3
     talstack("extract", *common, "--store", store, "--backbone", backbone, "--jobs", 1)
     manifest = Manifest.load(toy_data)

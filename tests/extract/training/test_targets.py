@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from talstack.extract.training.targets import TargetKind, class_targets, segment_targets_of
+from talstack.extract.training.targets import TargetKind, segment_targets_of
 from talstack.io.errors import InputError
 from talstack.io.manifest import SCHEMAS, Manifest, empty_table
 from talstack.io.targets import segment_index, segment_targets
@@ -50,8 +50,9 @@ def test_actions_of_one_segment_share_it_or_keep_their_own() -> None:
 def test_multihot_is_what_heads_learn_from() -> None:
     manifest = manifest_of((0.2, 2.6, "a"), (2.5, 2.7, "b"), (4.1, 4.2, "b"))
     index = segment_index(manifest, 1.0)
-    expected = class_targets(segment_targets(manifest, index, 1.0))
-    assert targets_of(manifest, "multihot") == expected.tolist()
+    actions = segment_targets(manifest, index, 1.0)
+    expected = np.column_stack([~actions.any(axis=1), actions])
+    assert targets_of(manifest, "multihot", exclusive=False) == expected.tolist()
 
 
 def test_majority_is_what_covers_most_and_ties_go_to_the_lower_id() -> None:
