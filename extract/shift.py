@@ -35,7 +35,10 @@ def temporal_shift(x: torch.Tensor, num_frames: int, *, fold_div: int = 8, causa
         x: (B * T, C, H, W), the T frames of a segment one after the other.
         num_frames: T.
     """
-    shifted: torch.Tensor = _Shift.apply(x, num_frames, x.shape[1] // fold_div, causal, False)
+    fold = x.shape[1] // fold_div
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return shift_frames(x, num_frames, fold=fold, causal=causal)
+    shifted: torch.Tensor = _Shift.apply(x, num_frames, fold, causal, False)
     return shifted
 
 
@@ -45,6 +48,8 @@ def shift_frames(
     """Return (B * T, C, H, W) shifted, outside autograd; `backwards` moves every part the other way."""
     batch, channels, height, width = x.shape
     frames = x.view(batch // num_frames, num_frames, channels, height, width)
+    if torch.compiler.is_compiling():  # inductor of torch 2.14 makes wrong code of slice copies in a frozen network
+        return _concatenated(frames, shift_parts(channels, fold, causal=causal), backwards).flatten(0, 1)
     # clone + slice copies: the cheapest of the plain forms in both memory formats (benchmarks/shift_cost.py)
     shifted = frames.clone()
     for first, past, step in shift_parts(channels, fold, causal=causal):
@@ -56,6 +61,20 @@ def shift_frames(
             shifted[:, 1:, part] = frames[:, :-1, part]
             shifted[:, 0, part] = 0
     return shifted.view(batch, channels, height, width)
+
+
+def _concatenated(frames: torch.Tensor, parts: tuple[ShiftPart, ...], backwards: bool) -> torch.Tensor:
+    """Return (B, T, C, H, W) shifted, without writing into a tensor."""
+    moved = []
+    for first, past, step in parts:
+        part, ahead = frames[:, :, first:past], -step if backwards else step
+        nothing = torch.zeros_like(part[:, :1])
+        if ahead > 0:
+            part = torch.cat([part[:, 1:], nothing], dim=1)
+        elif ahead:
+            part = torch.cat([nothing, part[:, :-1]], dim=1)
+        moved.append(part)
+    return torch.cat(moved, dim=2)
 
 
 class _Shift(torch.autograd.Function):
