@@ -5,12 +5,14 @@ from dataclasses import replace
 import torch
 
 from talstack.extract.backbone import TSMBackbone, pick_device
-from talstack.extract.item import NetworkOrder
+from talstack.extract.int8 import build_quantized
+from talstack.extract.item import NetworkOrder, QuantizedNetwork
 from talstack.extract.motion import motion_backbone
 from talstack.extract.runtime_choice import CANDIDATES, Choice, recall, remember
 from talstack.extract.runtime_measure import check_agreement, measure_runtimes, random_pixels
 from talstack.extract.runtimes import EagerRuntime, Runtime, build_runtime
 from talstack.extract.weights import load_source
+from talstack.io.errors import ModelError
 
 _BUILT: dict[tuple[str, str], Runtime] = {}
 
@@ -27,9 +29,19 @@ def runtime_of(order: NetworkOrder, modality: str) -> Runtime:
     key = (order.name, modality)
     if key not in _BUILT:
         torch.set_num_threads(order.threads)
+        if order.precision == "int8":
+            _BUILT[key] = build_quantized(_quantized(order, modality), threads=order.threads)
+            return _BUILT[key]
         model = load_source(order.source)
         _BUILT[key] = _build(motion_backbone(model) if modality == "rgbdiff" else model, order)
     return _BUILT[key]
+
+
+def _quantized(order: NetworkOrder, modality: str) -> QuantizedNetwork:
+    for network in order.quantized:
+        if network.modality == modality:
+            return network
+    raise ModelError(f"{modality}: precision = int8, but no int8 network was made for it")
 
 
 def measure_here(order: NetworkOrder) -> Choice | None:

@@ -12,7 +12,7 @@ import joblib
 from talstack.extract.card import BackboneCard, BackboneSource, load_card
 from talstack.extract.config import ExtractConfig, SamplingConfig
 from talstack.extract.derived_views import Piece, choose_views, derive_views
-from talstack.extract.item import ExtractionItem, NetworkOrder
+from talstack.extract.item import ExtractionItem, NetworkOrder, QuantizedNetwork
 from talstack.extract.recipes import RGB, RGBDIFF, build_recipes
 from talstack.extract.rgbdiff import NUM_FRAMES
 from talstack.extract.runtime_choice import with_fastest_runtime
@@ -35,6 +35,7 @@ class ExtractionPlan:
         keys: every shard, in a stable order.
         store: where they go.
         manifest_folder, source, config: what the workers need.
+        quantized: the int8 networks, where the precision is that.
     """
 
     extraction: Extraction
@@ -43,6 +44,7 @@ class ExtractionPlan:
     manifest_folder: Path
     source: BackboneSource | None
     config: ExtractConfig
+    quantized: tuple[QuantizedNetwork, ...] = ()
 
     def part(self, part: tuple[int, int]) -> list[ShardKey]:
         """Return the i-th of n parts (1-based) of the shards; what is made together stays together."""
@@ -77,8 +79,9 @@ class ExtractionPlan:
         card = self.source.card
         pixels = self.config.batch_segments * card.frames_per_segment * card.frame_size**2
         pictures = max(sum(map(_num_pictures, group)) for group in _groups(keys))
+        num_gpus = 0 if self.config.precision == "int8" else count_gpus()
         needed = process_bytes(pixels=pixels, pictures=pictures)
-        return choose_workers(num_items, jobs=jobs, num_gpus=count_gpus(), process_bytes=needed)
+        return choose_workers(num_items, jobs=jobs, num_gpus=num_gpus, process_bytes=needed)
 
     def items(self, keys: Sequence[ShardKey], jobs: int | Workers, *, here: bool = True) -> list[ExtractionItem]:
         """Return the work of these shards for the engine, with the cores shared out among `jobs` processes.
@@ -100,7 +103,7 @@ class ExtractionPlan:
     def _network(self, threads: int, *, here: bool) -> NetworkOrder | None:
         if self.source is None:
             return None
-        order = NetworkOrder(self.source, self.config.runtime, self.config.precision, threads)
+        order = NetworkOrder(self.source, self.config.runtime, self.config.precision, threads, self.quantized)
         return with_fastest_runtime(order) if here else order
 
 
@@ -145,6 +148,14 @@ def plan_extraction(
     wants_pictures = manifest.clips.height > 0 and (not config.modalities or {RGB, RGBDIFF} & set(config.modalities))
     source = _backbone_source(manifest, config, sampling, backbone) if wants_pictures else None
     recipes = build_recipes(manifest, config, sampling=sampling, backbone=source.identity if source else {})
+    quantized: tuple[QuantizedNetwork, ...] = ()
+    if config.precision == "int8" and source is not None:
+        from talstack.extract.calibration import quantized_networks, with_quantized
+
+        quantized = quantized_networks(
+            manifest, config, store_root=store_root, source=source, modalities=tuple(recipes)
+        )
+        recipes = with_quantized(recipes, quantized)
     seen = source.card.seen if source else ()
     extraction = Extraction(
         name or manifest.name, sampling.segment_s, recipes, chosen, tuple(seen), {n: pieces[n] for n in sorted(pieces)}
@@ -152,7 +163,7 @@ def plan_extraction(
     hashes = ClipHashes(store_root)
     keys = shard_keys(manifest, extraction, hashes)
     hashes.save()
-    return ExtractionPlan(extraction, tuple(keys), FeatureStore(store_root), data, source, config)
+    return ExtractionPlan(extraction, tuple(keys), FeatureStore(store_root), data, source, config, quantized)
 
 
 def _backbone_source(

@@ -122,9 +122,9 @@ class CompiledRuntime:
 
 
 class OnnxRuntime:
-    """ONNX Runtime on the graph of `talstack.extract.onnx_graph`."""
+    """ONNX Runtime on a graph: that of `talstack.extract.onnx_graph`, or an int8 one."""
 
-    def __init__(self, model: TSMBackbone, *, frame_size: int, threads: int) -> None:
+    def __init__(self, graph: bytes, *, threads: int) -> None:
         import onnxruntime  # noqa: PLC0415 - not every command computes features
 
         self.name = f"onnxruntime {onnxruntime.__version__}"
@@ -133,7 +133,6 @@ class OnnxRuntime:
         # waiting threads that spin take the decoding thread's core
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
-        graph = export_onnx(model, frame_size)
         self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def run(self, pixels: np.ndarray) -> Computed:
@@ -145,15 +144,14 @@ class OnnxRuntime:
 
 
 class OpenVinoRuntime:
-    """OpenVINO on the same graph."""
+    """OpenVINO on the same graphs."""
 
-    def __init__(self, model: TSMBackbone, *, frame_size: int, threads: int) -> None:
+    def __init__(self, graph: bytes, *, threads: int) -> None:
         import openvino  # noqa: PLC0415 - an extra
 
         self.name = f"openvino {openvino.__version__.split('-')[0]}"
         settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-        graph = openvino.Core().read_model(export_onnx(model, frame_size))
-        self._compiled = openvino.compile_model(graph, "CPU", settings)
+        self._compiled = openvino.compile_model(openvino.Core().read_model(graph), "CPU", settings)
 
     def run(self, pixels: np.ndarray) -> Computed:
         """Return the features of the pixels of B segments."""
@@ -183,8 +181,8 @@ def build_runtime(name: str, model: TSMBackbone, *, frame_size: int, threads: in
         "eager": lambda: EagerRuntime(model),
         "folded": lambda: FoldedRuntime(model),
         "compile": lambda: CompiledRuntime(model),
-        "onnxruntime": lambda: OnnxRuntime(model, frame_size=frame_size, threads=threads),
-        "openvino": lambda: OpenVinoRuntime(model, frame_size=frame_size, threads=threads),
+        "onnxruntime": lambda: OnnxRuntime(export_onnx(model, frame_size), threads=threads),
+        "openvino": lambda: OpenVinoRuntime(export_onnx(model, frame_size), threads=threads),
     }
     if name not in makers:
         raise ConfigError(f"runtime {name!r}: expected one of {', '.join(makers)}")
