@@ -1,8 +1,9 @@
 """What int8 gives and costs: speed, features and mAP beside float32, on a data set with labels.
 
-    make demo && .venv/bin/python benchmarks/int8.py runs/demo/data --config demo/demo.toml --backbone runs/demo/backbone
+    .venv/bin/python benchmarks/int8.py runs/demo/data --config demo/demo.toml --backbone runs/demo/backbone
 
-First the speed of the same network on pictures of the data set, in turn, one thread: ratios are medians over the rounds.
+`make demo-data finetune` makes these. First the speed of the same network on pictures of the data set, in turn, one
+thread: ratios are medians over the rounds.
 Then the whole path twice, `talstack extract`, `heads` and `submit`, once per precision: how far apart the features are
 (|int8 - float32| / |float32| over all valid segments, and the same with each feature's mean taken out, which no
 learner sees), both mAPs, and their difference with its interval over recordings (`talstack compare`).
@@ -75,7 +76,7 @@ def print_speed(manifest: Manifest, config: Config, source: BackboneSource, stor
 
 
 def run_path(data: Path, config: Config, backbone: Path, folder: Path, jobs: int) -> dict[str, float]:
-    """Extract, train and submit once per precision, in `folder`; return the segments/s of the extraction of pictures."""
+    """Extract, train and submit once per precision, in `folder`; return the network's segments/s."""
     rates = {}
     for precision in PRECISIONS:
         setting, run, store = folder / f"{precision}.toml", folder / precision, folder / f"store-{precision}"

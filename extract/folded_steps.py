@@ -1,12 +1,13 @@
 """Folded steps run by torch: ReLU and addition inside the convolutions, everything channels_last.
 
 torch's CPU builds with oneDNN have operators that apply an addition and a ReLU to a convolution's output while it is
-still in the cache (those that torch.compile uses); elsewhere the same is done in separate operations.
+still in the cache (those that torch.compile uses), and cuDNN has the same on a GPU; elsewhere it is done in separate
+operations.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional
@@ -59,6 +60,19 @@ def fuse_steps(steps: Sequence[Step]) -> tuple[FusedStep, ...]:
     return _with_frees([fused[place] for place in sorted(fused)])
 
 
+def move_steps(steps: Sequence[FusedStep], device: torch.device, dtype: torch.dtype) -> tuple[FusedStep, ...]:
+    """Return the steps with their weights on a device, in another type."""
+    return tuple(replace(one, step=_moved(one.step, device, dtype)) for one in steps)
+
+
+def _moved(step: Step, device: torch.device, dtype: torch.dtype) -> Step:
+    if step.convolution is None:
+        return step
+    conv = step.convolution
+    weight = conv.weight.to(device, dtype, memory_format=torch.channels_last)
+    return replace(step, convolution=replace(conv, weight=weight, bias=conv.bias.to(device, dtype)))
+
+
 def _inputs(fused: FusedStep) -> tuple[int, ...]:
     return fused.step.inputs if fused.addend is None else (*fused.step.inputs, fused.addend)
 
@@ -108,7 +122,9 @@ def _convolve(x: torch.Tensor, fused: FusedStep, addend: torch.Tensor | None, *,
     assert conv is not None  # noqa: S101 - the caller has looked
     if conv.fold:
         x = shift_frames(x, num_frames, fold=conv.fold)
-    if not HAS_FUSED:
+    if x.is_cuda and fused.relu and HAS_CUDNN:
+        return _on_gpu(x, conv, addend)
+    if x.is_cuda or not HAS_FUSED:
         return _plain(x, conv, addend, relu=fused.relu)
     shape = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
     if addend is None:
@@ -117,6 +133,13 @@ def _convolve(x: torch.Tensor, fused: FusedStep, addend: torch.Tensor | None, *,
     return torch.ops.mkldnn._convolution_pointwise.binary(
         x, addend, conv.weight, conv.bias, *shape, "add", 1.0, "relu", [], ""
     )
+
+
+def _on_gpu(x: torch.Tensor, conv: Convolution, addend: torch.Tensor | None) -> torch.Tensor:
+    shape = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    if addend is None:
+        return torch.cudnn_convolution_relu(x, conv.weight, conv.bias, *shape)
+    return torch.cudnn_convolution_add_relu(x, conv.weight, addend, 1.0, conv.bias, *shape)
 
 
 def _plain(x: torch.Tensor, conv: Convolution, addend: torch.Tensor | None, *, relu: bool) -> torch.Tensor:
@@ -139,3 +162,4 @@ def _has_fused() -> bool:
 
 
 HAS_FUSED = _has_fused()
+HAS_CUDNN = torch.version.cuda is not None and hasattr(torch, "cudnn_convolution_add_relu")

@@ -121,7 +121,7 @@ def _convolution(module: TemporalShift | nn.Conv2d) -> Convolution:
     if not isinstance(conv, nn.Conv2d) or isinstance(conv.padding, str):
         raise ModelError(f"{conv} cannot be folded; use runtime = eager")
     fold = conv.in_channels // module.fold_div if isinstance(module, TemporalShift) else 0
-    bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
+    bias = conv.weight.detach().new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
     stride, padding, dilation = (_pair(value) for value in (conv.stride, conv.padding, conv.dilation))
     return Convolution(conv.weight.detach(), bias, stride, padding, dilation, conv.groups, fold)
 

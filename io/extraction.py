@@ -15,6 +15,7 @@ from talstack.io.files import read_json, write_json
 from talstack.io.grid import SegmentGrid
 from talstack.io.manifest import Manifest
 from talstack.io.shard import EXTERNAL_VIEW, Shard, ShardKey
+from talstack.io.shard_reader import ShardReader
 from talstack.io.store import ClipHashes, FeatureStore
 from talstack.io.view_names import split_view
 
@@ -181,6 +182,7 @@ class FeatureSet:
         self.missing = [k for k in keys if store.status(k) == "missing"]
         self.failed = [k for k in keys if store.status(k) == "failed"]
         self.groups = sorted({(k.view, k.modality) for k in self._keys.values()})
+        self._reader = ShardReader(store, max_open=1)
 
     @classmethod
     def open(cls, manifest: Manifest, store_root: Path, name: str | None = None) -> "FeatureSet":
@@ -220,6 +222,31 @@ class FeatureSet:
         """
         key = self._keys.get((recording, view, modality))
         return None if key is None else self._store.read(key)
+
+    def num_rows(self, recording: str, view: str, modality: str) -> int | None:
+        """Return how many rows the shard has, from its header alone; None as `read`.
+
+        Raises:
+            StoreError: the shard is there but cannot be opened.
+        """
+        key = self._keys.get((recording, view, modality))
+        return None if key is None else self._reader.num_rows(key)
+
+    def rows(self, recording: str, view: str, modality: str, start: int = 0, stop: int | None = None) -> Shard | None:
+        """Return rows start to stop of a shard as a shard of their own; None as `read`.
+
+        The content of the whole shard is checked before the first of its rows is served. One file at a time stays
+        open; safe in forked and other worker processes (`talstack.io.shard_reader`).
+
+        Raises:
+            StoreError: the shard is there but damaged.
+        """
+        key = self._keys.get((recording, view, modality))
+        return None if key is None else self._reader.rows(key, start, stop)
+
+    def close(self) -> None:
+        """Close the file that is open; reading opens it again."""
+        self._reader.close()
 
     def fingerprints(self, view: str, modality: str, recordings: Sequence[str]) -> list[str]:
         """Return the fingerprints of the group's shards, in the order of `recordings`; "" where there is none."""

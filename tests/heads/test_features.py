@@ -51,3 +51,16 @@ def test_logits_become_log_probabilities() -> None:
     group = group_of({"a": shard})
     np.testing.assert_allclose(np.exp(group.log_probs), [[0.5, 0.5], [1.0, 0.0]], atol=1e-6)
     assert group.scene_log_probs.shape == (2, 0)
+
+
+def test_a_long_recording_is_read_in_blocks(make_features: MakeFeatures, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, asked = make_features(), []
+    whole = read_group(features, "front", "rgb")
+    real = FeatureSet.rows
+    monkeypatch.setattr("talstack.heads.features.BLOCK_ROWS", 15)
+    monkeypatch.setattr(FeatureSet, "rows", lambda self, *what: asked.append(what[-2:]) or real(self, *what))
+    found = read_group(features, "front", "rgb")
+    assert asked[:3] == [(0, 15), (15, 30), (30, 40)]
+    for name in ("features", "valid", "log_probs", "aligned"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+    assert whole.subset(np.ones(len(whole.recordings), bool)) is whole, "no copy of all of it"
