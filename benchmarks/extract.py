@@ -37,7 +37,7 @@ from torchvision import transforms
 
 from talstack.extract.backbone import PIXEL_MEAN, PIXEL_STD
 from talstack.extract.config import ExtractConfig, SamplingConfig
-from talstack.extract.item import ExtractionItem
+from talstack.extract.item import ExtractionItem, NetworkOrder
 from talstack.extract.networks import runtime_of
 from talstack.extract.plan import plan_extraction
 from talstack.extract.schedule import run_items
@@ -49,7 +49,8 @@ from talstack.io.manifest import Manifest
 from talstack.io.media import FrameReader
 
 sys.path.insert(0, str(Path(__file__).parent))  # where Python is told not to do that itself
-from setting import FRAMES, make_backbone, make_clip, make_data, peak_memory_of, print_machine, show  # noqa: E402
+from network import FRAMES  # noqa: E402
+from setting import make_backbone, make_clip, make_data, peak_memory_of, print_machine, show  # noqa: E402
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a script
 
@@ -86,11 +87,17 @@ class Job:
         return plan.items(plan.keys, workers), workers
 
 
+def network_of(item: ExtractionItem) -> NetworkOrder:
+    if item.network is None:
+        raise RuntimeError("an item without a network")
+    return item.network
+
+
 def decode_alone(item: ExtractionItem) -> StatusRow:
     """Read the frames of the item's segments."""
     key, manifest = item.keys[0], Manifest.load(item.manifest_folder)
     path = manifest.media_path(manifest.clips.filter(pl.col("recording") == key.recording)["path"][0])
-    card = item.network.source.card
+    card = network_of(item).source.card
     starts_s = np.arange(round(key.duration_s / key.segment_s)) * key.segment_s
     parts_s = (np.arange(card.frames_per_segment) + 0.5) / card.frames_per_segment * key.segment_s
     with FrameReader(path, size=(card.frame_size, card.frame_size)) as reader:
@@ -103,7 +110,7 @@ def decode_alone(item: ExtractionItem) -> StatusRow:
 
 def compute_alone(item: ExtractionItem) -> StatusRow:
     """Compute as many segments as the item has, on pixels that are there."""
-    key, card, runtime = item.keys[0], item.network.source.card, runtime_of(item.network, "rgb")
+    key, card, runtime = item.keys[0], network_of(item).source.card, runtime_of(network_of(item), "rgb")
     shape = (item.batch_segments, card.frames_per_segment, card.frame_size, card.frame_size, 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     torch.set_num_threads(item.threads)
@@ -116,7 +123,7 @@ def compute_alone(item: ExtractionItem) -> StatusRow:
 
 def load_alone(item: ExtractionItem) -> StatusRow:
     """Load the network; long enough that every process gets one of these."""
-    runtime_of(item.network, "rgb")
+    runtime_of(network_of(item), "rgb")
     time.sleep(1.0)
     return StatusRow(item.keys[0].recording, "", "", "done")
 
@@ -198,14 +205,15 @@ def every_frame(clip: Path) -> Iterator[tuple[float, np.ndarray]]:
 def wanted_frames(frames: Iterator[tuple[float, np.ndarray]], seconds: int) -> Iterator[np.ndarray]:
     """Yield the frame shown at each of the moments that `talstack extract` takes."""
     moments_s = (np.arange(seconds * FRAMES) + 0.5) / FRAMES
-    shown, place = None, 0
+    shown: np.ndarray | None = None
+    place = 0
     for at_s, frame in frames:
         while place < len(moments_s) and shown is not None and at_s > moments_s[place] + 1e-3:
             yield shown
             place += 1
         shown = frame
-    for _ in moments_s[place:]:
-        yield shown
+    if shown is not None:
+        yield from (shown for _ in moments_s[place:])
 
 
 def apart(call: Callable[..., float], *arguments: Any) -> tuple[float, float]:

@@ -97,7 +97,7 @@ def captured(forward: Forward, setting: Setting) -> Forward:
 
     def run(pixels: torch.Tensor) -> BackboneOutput:
         if pixels.shape not in graphs:
-            static, side = pixels.clone(), torch.cuda.Stream()
+            static, side = pixels.clone(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(3):
@@ -205,7 +205,7 @@ def measure_transfer(setting: Setting, batch: int, form: str) -> dict[str, float
 
     def overlapped() -> None:
         """The next batch travels while this one is computed."""
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         kept, ahead = [], pinned[0].to(device, non_blocking=True)
         for following in [*pinned[1:], None]:
             now = ahead

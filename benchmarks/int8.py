@@ -18,6 +18,7 @@ import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import click
 import numpy as np
@@ -36,7 +37,7 @@ from talstack.io.manifest import Manifest
 sys.path.insert(0, str(Path(__file__).parent))  # where Python is told not to do that itself
 from setting import print_machine, show  # noqa: E402
 
-PRECISIONS = ("float32", "int8")
+PRECISIONS: tuple[Literal["float32", "int8"], ...] = ("float32", "int8")
 
 
 def talstack(*arguments: object) -> str:
@@ -55,29 +56,30 @@ def print_speed(manifest: Manifest, config: Config, source: BackboneSource, stor
     pixels = np.concatenate(list(islice(calibration_batches(manifest, source, "rgb"), 4)))
     size, model = source.card.frame_size, load_source(source)
     runtimes: dict[tuple[str, str], Runtime] = {}
-    for name in ("onnxruntime", *(["openvino"] if is_installed("openvino") else [])):
+    names: tuple[Literal["onnxruntime", "openvino"], ...] = ("onnxruntime", "openvino")
+    for name in filter(is_installed, names):
         runtimes[name, "float32"] = build_runtime(name, model, frame_size=size, threads=1)
         setting = replace(config.extract, precision="int8", runtime=name)
         (network,) = quantized_networks(manifest, setting, store_root=store, source=source, modalities=("rgb",))
         runtimes[name, "int8"] = build_quantized(network, threads=1)
     spent: dict[tuple[str, str], list[float]] = {name: [] for name in runtimes}
     for number in range(rounds + 1):  # the first warms up
-        for name, runtime in list(runtimes.items())[:: 1 if number % 2 else -1]:
+        for which, runtime in list(runtimes.items())[:: 1 if number % 2 else -1]:
             started_s = time.process_time()
             runtime.run(pixels)
-            spent[name].append(time.process_time() - started_s)
+            spent[which].append(time.process_time() - started_s)
     table = Table(
         "runtime", "precision", "segments/s", "to float32", title=f"{source.card.arch}, {size} px, {rounds} rounds"
     )
-    for (name, precision), times in spent.items():
-        faster = statistics.median(a / b for a, b in zip(spent[name, "float32"][1:], times[1:], strict=True))
-        table.add_row(name, precision, f"{len(pixels) / statistics.median(times[1:]):.2f}", f"{faster:.2f}")
+    for (of, precision), times in spent.items():
+        faster = statistics.median(a / b for a, b in zip(spent[of, "float32"][1:], times[1:], strict=True))
+        table.add_row(of, precision, f"{len(pixels) / statistics.median(times[1:]):.2f}", f"{faster:.2f}")
     show(table)
 
 
 def run_path(data: Path, config: Config, backbone: Path, folder: Path, jobs: int) -> dict[str, float]:
     """Extract, train and submit once per precision, in `folder`; return the network's segments/s."""
-    rates = {}
+    rates: dict[str, float] = {}
     for precision in PRECISIONS:
         setting, run, store = folder / f"{precision}.toml", folder / precision, folder / f"store-{precision}"
         made = replace(config, extract=replace(config.extract, precision=precision, runtime="onnxruntime"))
@@ -85,7 +87,8 @@ def run_path(data: Path, config: Config, backbone: Path, folder: Path, jobs: int
         common = ("--config", setting, "--jobs", jobs)
         printed = talstack("extract", data, "--store", store, "--backbone", backbone, *common, "--json")
         rows = [row for row in json.loads(printed)["shards"] if row["modality"] in PICTURES]
-        rates[precision] = sum(row["num_segments"] for row in rows) / sum(row["compute_s"] for row in rows)
+        spent_s = sum(row["compute_s"] for row in rows)  # 0 where all was there already
+        rates[precision] = sum(row["num_segments"] for row in rows) / spent_s if spent_s else float("nan")
         talstack("heads", data, "--store", store, "--run", run, *common)
         talstack("submit", data, "--store", store, "--run", run, "--format", "csv", "--out", run / "out.csv", *common)
     return rates
@@ -125,17 +128,19 @@ def print_path(manifest: Manifest, data: Path, folder: Path, rates: dict[str, fl
 @click.option("--backbone", type=click.Path(path_type=Path), required=True, help="Folder made by `talstack finetune`.")
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(1))
 @click.option("--jobs", default=0, show_default="as the commands choose", type=click.IntRange(0))
+@click.option("--folder", type=click.Path(path_type=Path), help="Keep stores and runs there; a second call goes on.")
 @click.option("--speed-only", is_flag=True, help="Only the first table.")
-def main(data: Path, config_file: Path, backbone: Path, rounds: int, jobs: int, speed_only: bool) -> None:
+def main(
+    data: Path, config_file: Path, backbone: Path, rounds: int, jobs: int, folder: Path | None, speed_only: bool
+) -> None:
     """Print speed, features and mAP of int8 beside float32 on DATA."""
     print_machine(1)
     manifest, config = Manifest.load(data), load_config(config_file)
     with tempfile.TemporaryDirectory() as scratch:
-        source = BackboneSource(load_card(backbone), backbone)
-        print_speed(manifest, config, source, Path(scratch, "store-int8"), rounds=rounds)
+        source, place = BackboneSource(load_card(backbone), backbone), folder or Path(scratch)
+        print_speed(manifest, config, source, place / "store-int8", rounds=rounds)
         if not speed_only:
-            rates = run_path(data, config, backbone, Path(scratch), jobs)
-            print_path(manifest, data, Path(scratch), rates)
+            print_path(manifest, data, place, run_path(data, config, backbone, place, jobs))
 
 
 if __name__ == "__main__":

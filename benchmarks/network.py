@@ -13,7 +13,7 @@ def make_model(arch: str, *, shift: bool = True, num_actions: int = 2) -> TSMBac
     torch.manual_seed(0)
     model = TSMBackbone(arch, num_frames=FRAMES, num_actions=num_actions, num_scenes=1, shift=shift).eval()
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
             nn.init.uniform_(module.weight, 0.5, 1.0)
             nn.init.normal_(module.bias, 0, 0.1)
             module.running_mean.normal_(0, 0.1)

@@ -13,12 +13,12 @@ from talstack.extract.card import BackboneCard, BackboneSource, load_card
 from talstack.extract.config import ExtractConfig, SamplingConfig
 from talstack.extract.derived_views import Piece, choose_views, derive_views
 from talstack.extract.item import ExtractionItem, NetworkOrder, QuantizedNetwork
-from talstack.extract.recipes import RGB, RGBDIFF, build_recipes
+from talstack.extract.recipes import AUDIO, RGB, RGBDIFF, build_recipes
 from talstack.extract.rgbdiff import NUM_FRAMES
 from talstack.extract.runtime_choice import with_fastest_runtime
 from talstack.extract.status import StatusRow
 from talstack.extract.workers import Workers, choose_workers, count_gpus, process_bytes
-from talstack.io.errors import ConfigError
+from talstack.io.errors import ConfigError, InputError
 from talstack.io.extraction import PICTURES, Extraction, shard_keys
 from talstack.io.manifest import Manifest
 from talstack.io.shard import ShardKey
@@ -163,7 +163,17 @@ def plan_extraction(
     hashes = ClipHashes(store_root)
     keys = shard_keys(manifest, extraction, hashes)
     hashes.save()
+    if not keys and manifest.clips.height and (views or modalities):
+        raise InputError(_why_nothing(views or chosen, tuple(recipes)))
     return ExtractionPlan(extraction, tuple(keys), FeatureStore(store_root), data, source, config, quantized)
+
+
+def _why_nothing(views: Sequence[str], modalities: Sequence[str]) -> str:
+    what = f"nothing to extract: no {' or '.join(modalities)} of {', '.join(views)}"
+    parents = sorted({split_view(view)[0] for view in views if split_view(view)[1]})
+    if parents and AUDIO in modalities:
+        return f"{what}; the sound of a piece is that of its view: take --view {' --view '.join(parents)}"
+    return f"{what}; the clips of these views have none"
 
 
 def _backbone_source(
