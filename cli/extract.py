@@ -111,6 +111,4 @@ def _run(
                 items, jobs=workers, pool=pool, hang_s=plan.config.hang_s, probe=probe_machine, report=bar.report,
                 warn=bar.warn,
             )  # fmt: skip
-                items, jobs=workers, pool=pool, hang_s=hang_s, probe=probe_machine, report=bar.report, warn=bar.warn
-            )
     return sorted(rows, key=lambda row: (row.recording, row.view, row.modality))
