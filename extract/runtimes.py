@@ -12,6 +12,8 @@ made from the module that was trained and agree with it; which one is fastest de
 """
 
 import importlib.util
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -217,7 +219,15 @@ def build_runtime(name: str, model: TSMBackbone, *, frame_size: int, threads: in
         raise ConfigError(f"runtime {name!r}: expected one of {', '.join(makers)}")
     if name in ("onnxruntime", "openvino") and not is_installed(name):
         raise ConfigError(f"runtime {name!r} is not installed; run: pip install {name}, or set extract.runtime = auto")
+    if name == "compile" and not has_compiler():
+        raise ConfigError("runtime 'compile' needs a C++ compiler, and there is none here; set extract.runtime = auto")
     return makers[name]()
+
+
+def has_compiler() -> bool:
+    """Return whether torch.compile finds a C++ compiler here."""
+    named = os.environ.get("CXX")
+    return any(shutil.which(name) for name in ([named] if named else ("g++", "clang++", "c++")))
 
 
 def is_installed(name: str) -> bool:
