@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -75,7 +75,7 @@ def run_ffmpeg(clip: Clip, threads: int) -> None:
     subprocess.run(command, check=True)
 
 
-def run_reader(clip: Clip, threads: int, **options: object) -> None:
+def run_reader(clip: Clip, threads: int, **options: Any) -> None:
     with FrameReader(clip.path, size=clip.size, num_threads=threads, **options) as reader:
         for part in portions(clip):
             if not reader.frames_at(part).valid.all():

@@ -49,7 +49,8 @@ from talstack.io.manifest import Manifest
 from talstack.io.media import FrameReader
 
 sys.path.insert(0, str(Path(__file__).parent))  # where Python is told not to do that itself
-from setting import FRAMES, make_backbone, make_clip, make_data, peak_memory_of, print_machine, show  # noqa: E402
+from network import FRAMES  # noqa: E402
+from setting import make_backbone, make_clip, make_data, peak_memory_of, print_machine, show  # noqa: E402
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a script
 
@@ -198,14 +199,15 @@ def every_frame(clip: Path) -> Iterator[tuple[float, np.ndarray]]:
 def wanted_frames(frames: Iterator[tuple[float, np.ndarray]], seconds: int) -> Iterator[np.ndarray]:
     """Yield the frame shown at each of the moments that `talstack extract` takes."""
     moments_s = (np.arange(seconds * FRAMES) + 0.5) / FRAMES
-    shown, place = None, 0
+    shown: np.ndarray | None = None
+    place = 0
     for at_s, frame in frames:
         while place < len(moments_s) and shown is not None and at_s > moments_s[place] + 1e-3:
             yield shown
             place += 1
         shown = frame
-    for _ in moments_s[place:]:
-        yield shown
+    if shown is not None:
+        yield from (shown for _ in moments_s[place:])
 
 
 def apart(call: Callable[..., float], *arguments: Any) -> tuple[float, float]:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,13 @@ def variants(scene_weights: list[float]) -> dict[str, Change]:
         "network frozen": lambda config: replace(config, freeze=True),
     }
     for weight in scene_weights:
-        changes[f"scene weight {weight:g}"] = lambda config, weight=weight: replace(config, scene_weight=weight)
+        changes[f"scene weight {weight:g}"] = partial(with_scene_weight, weight)
     return changes
+
+
+def with_scene_weight(weight: float, config: FinetuneConfig) -> FinetuneConfig:
+    """Return the settings with another weight of the scene task."""
+    return replace(config, scene_weight=weight)
 
 
 def talstack(*arguments: object) -> str:
@@ -163,7 +169,7 @@ def plain_speed(manifest: Manifest, config: Config, recordings: tuple[str, ...],
         pixels = torch.from_numpy(np.stack([next(segments) for _ in range(size)])).to(device)
         loss = model(normalise(pixels, model.normalisation)).logits.logsumexp(1).mean()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     return num_batches * size / (time.monotonic() - started)
 

@@ -20,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import click
 import numpy as np
@@ -29,6 +30,7 @@ from rich.table import Table
 
 from talstack.evaluate.map import PRESETS, evaluate_detections
 
+T = TypeVar("T")
 THRESHOLDS = np.array(PRESETS["anet"])
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")
 SINGLE_RUN_FROM = 500_000  # the plain walk over more predictions than these is timed once
@@ -173,7 +175,7 @@ def measure(case: Case) -> Measured:
     )
 
 
-def _timed(call: Callable) -> tuple[float, object]:
+def _timed(call: Callable[[], T]) -> tuple[float, T]:
     start = time.process_time()  # one thread: what others do on the machine does not count
     value = call()
     return time.process_time() - start, value
@@ -193,8 +195,8 @@ def _shown(value: float | None, form: str) -> str:
 
 def print_table(rows: list[Measured]) -> None:
     """Print one line per case."""
-    columns = ("predictions", "recordings", "classes", "instances", "talstack, CPU s", "growth", "added MiB")
-    columns += ("one by one, CPU s", "ratio", "largest AP difference")
+    columns = ["predictions", "recordings", "classes", "instances", "talstack, CPU s", "growth", "added MiB"]
+    columns += ["one by one, CPU s", "ratio", "largest AP difference"]
     table = Table(*columns, title="mAP at 10 thresholds, one core")
     last: Measured | None = None
     for row in rows:

@@ -12,7 +12,7 @@ but this file and `talstack.extract.perspective` decides the figures; the textur
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import partial
 
@@ -149,7 +149,7 @@ def crops_of(form: Form, pixels: np.ndarray, size: int) -> np.ndarray:
     return out
 
 
-def seconds_per_call(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def seconds_per_call(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Return the shortest time of each call; they take turns, so that a busy machine slows all of them."""
     spent: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
@@ -173,7 +173,7 @@ def compare_forms(camera: Camera, num_frames: int, repeats: int) -> Table:
         "ffmpeg, v360": ffmpeg_v360(camera, height, width),
     }
     calls: dict[str, Callable[[], np.ndarray]] = {"numpy, 64-bit lanes (talstack)": lambda: crop.apply(pixels)}
-    calls |= {name: lambda form=form: crops_of(form, pixels, camera.size) for name, form in forms.items()}
+    calls |= {name: partial(crops_of, form, pixels, camera.size) for name, form in forms.items()}
     expected = reference(taps, pixels)
     differences = {
         name: np.abs(call().reshape(expected.shape) - expected).max() for name, call in calls.items()

@@ -28,7 +28,8 @@ from talstack.extract.backbone import TSMBackbone, normalise
 from talstack.extract.runtimes import Computed, build_runtime, is_installed, largest_difference
 
 sys.path.insert(0, str(Path(__file__).parent))  # where Python is told not to do that itself
-from setting import FRAMES, make_model, print_machine, show  # noqa: E402
+from network import FRAMES, make_model  # noqa: E402
+from setting import print_machine, show  # noqa: E402
 
 PLAIN, PRODUCT, PRODUCT_SIZE = "plain eager", "matrix product", 4096
 NAMES = {

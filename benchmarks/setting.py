@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,15 +18,16 @@ import joblib
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
-from talstack.extract.backbone import TSMBackbone
 from talstack.extract.card import BackboneCard
 from talstack.extract.weights import save_backbone
 from talstack.io.import_csv import import_csv
 
+sys.path.insert(0, str(Path(__file__).parent))  # where Python is told not to do that itself
+from network import FRAMES, make_model  # noqa: E402
+
 PACKAGES = ("torch", "torchvision", "onnxruntime", "openvino", "av")
-FRAMES, FPS = 8, 30
+FPS = 30
 # moving, noisy pictures, and ones that are cheap to decode
 BUSY = "mandelbrot={size}:end_scale=0.02:maxiter=400[m];testsrc2={size}[t];[m][t]blend=all_mode=average"
 BUSY += ",noise=alls=5:allf=t"
@@ -55,19 +57,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "absent"
-
-
-def make_model(arch: str, *, shift: bool = True, num_actions: int = 2) -> TSMBackbone:
-    """Return a seeded network in evaluation mode whose batch norms do something; the same weights with and without."""
-    torch.manual_seed(0)
-    model = TSMBackbone(arch, num_frames=FRAMES, num_actions=num_actions, num_scenes=1, shift=shift).eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-            nn.init.normal_(module.bias, 0, 0.1)
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-    return model
 
 
 def make_backbone(folder: Path, arch: str, size: int) -> Path:

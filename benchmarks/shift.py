@@ -20,6 +20,7 @@ from talstack.extract.backbone import TSMBackbone, normalise
 from talstack.extract.frames import PictureTask, read_segments
 from talstack.extract.layout import lay_out_view
 from talstack.extract.training.finetune import finetune
+from talstack.extract.training.trainer import Watcher
 from talstack.extract.weights import load_backbone
 from talstack.io.errors import MediaError
 from talstack.io.manifest import Manifest
@@ -74,7 +75,8 @@ def main(data: Path, config_file: Path, out: Path, pairs: tuple[tuple[str, str],
         folder = out / ("shift" if shift else "no-shift")
         finetune(
             manifest, folder, config=replace(config.finetune, shift=shift), sampling=config.sampling,
-            report=lambda row: Console(stderr=True).print(f"epoch {row.epoch}: accuracy {row.accuracy:.3f}"),
+            panoramas=config.extract.panoramic, frames=out / "frames",
+            watcher=Watcher(epoch=lambda row, speed: click.echo(f"epoch {row.epoch}: {row.accuracy:.1%}", err=True)),
         )  # fmt: skip
         results[shift] = pair_hits(load_backbone(folder)[0], manifest, config, list(pairs))
     table = Table("pair", "view", "segments", "with shift", "without", title="right one of two, test recordings")

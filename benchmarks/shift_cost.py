@@ -125,12 +125,14 @@ class SplitConvolution(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the convolution of the shifted (B * T, C, H, W)."""
         fold, weight = x.shape[1] // FOLD_DIV, self.conv.weight
-        how = (None, self.conv.stride, self.conv.padding)
-        made = functional.conv2d(x[:, 2 * fold :], weight[:, 2 * fold :], *how).unflatten(0, (-1, self.num_frames))
+        stride, padding = self.conv.stride, self.conv.padding
+        made = functional.conv2d(x[:, 2 * fold :], weight[:, 2 * fold :], None, stride, padding).unflatten(
+            0, (-1, self.num_frames)
+        )
         frames = x.unflatten(0, (-1, self.num_frames))
-        later = functional.conv2d(frames[:, 1:, :fold].flatten(0, 1), weight[:, :fold], *how)
+        later = functional.conv2d(frames[:, 1:, :fold].flatten(0, 1), weight[:, :fold], None, stride, padding)
         earlier = functional.conv2d(
-            frames[:, :-1, fold : 2 * fold].flatten(0, 1), weight[:, fold : 2 * fold], *how
+            frames[:, :-1, fold : 2 * fold].flatten(0, 1), weight[:, fold : 2 * fold], None, stride, padding
         )  # fmt: skip
         made[:, :-1] += later.unflatten(0, (-1, self.num_frames - 1))
         made[:, 1:] += earlier.unflatten(0, (-1, self.num_frames - 1))
@@ -172,7 +174,7 @@ def build(arch: str, num_frames: int, form: str | None) -> nn.Module:
             for name, child in list(holder.named_children()):
                 if isinstance(child, TemporalShift):
                     conv = child.net
-                    made = SplitConvolution(conv, num_frames) if form == SPLIT else None
+                    made = SplitConvolution(conv, num_frames) if form == SPLIT and isinstance(conv, nn.Conv2d) else None
                     setattr(holder, name, made or Shifted(conv, num_frames, FORMS[form]))
     return net
 

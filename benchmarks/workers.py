@@ -14,8 +14,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import click
 import cloudpickle
 import joblib
 import numpy as np
@@ -81,7 +83,7 @@ def time_kills(root: Path) -> None:
         folder = root / f"killers{num_killers}"
         folder.mkdir()
         items = [Item(folder, make_key(n), WAIT_S, kills=n in range(2, 2 + num_killers)) for n in range(12)]
-        took_s = seconds(lambda items=items: run_items(items, jobs=Workers(JOBS), run=do))
+        took_s = seconds(partial(run_items, items, jobs=Workers(JOBS), run=do))
         print(f"{num_killers} workers killed once each | {took_s:.1f}")
 
 
@@ -128,7 +130,9 @@ def measure_memory() -> None:
     print(f"libraries alone | {before / 1e9:.2f}")
 
 
+@click.command()
 def main() -> None:
+    """Print the three tables."""
     with tempfile.TemporaryDirectory() as folder:
         for name, measure in {"tasks": time_tasks, "kills": time_kills, "index": time_index}.items():
             (Path(folder) / name).mkdir()

@@ -101,11 +101,14 @@ def _run(
     if missing:
         from talstack.extract.remote import open_pool
         from talstack.extract.schedule import run_items
+        from talstack.extract.worker import probe_machine
         from talstack.extract.workers import Workers
 
         local = plan.workers(missing, jobs) if backend == "loky" else Workers(1)
         with open_pool(backend, local, scheduler=scheduler) as (pool, workers), running_bar(len(missing)) as bar:
             items = plan.items(missing, workers, here=backend == "loky")
-            hang_s = plan.config.hang_s
-            rows += run_items(items, jobs=workers, pool=pool, hang_s=hang_s, report=bar.report, warn=bar.warn)
+            rows += run_items(
+                items, jobs=workers, pool=pool, hang_s=plan.config.hang_s, probe=probe_machine, report=bar.report,
+                warn=bar.warn,
+            )  # fmt: skip
     return sorted(rows, key=lambda row: (row.recording, row.view, row.modality))

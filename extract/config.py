@@ -50,8 +50,9 @@ class ExtractConfig:
     runtime: Literal["auto", "onnxruntime", "openvino", "folded", "compile", "eager"] = setting(
         "auto", "what computes the features on a CPU; auto = the fastest here, measured once per machine"
     )
-    precision: Literal["float32", "bfloat16", "float16"] = setting(
-        "float32", "of the backbone's arithmetic on a GPU; 16 bits are faster and move the features (other shards)"
+    precision: Literal["float32", "bfloat16", "float16", "int8"] = setting(
+        "float32",
+        "of the backbone's arithmetic: 16 bits on a GPU, int8 on a CPU; faster, but moves the features (other shards)",
     )
     fast_decoding: bool = setting(
         False, "let a neighbouring frame stand for one that is costly to decode, up to half a sampling period away"
@@ -69,6 +70,10 @@ class ExtractConfig:
             )
         if self.batch_segments < 1:
             raise ConfigError(f"extract: batch_segments must be at least 1, got {self.batch_segments}")
+        if self.precision == "int8" and self.runtime not in ("auto", "onnxruntime", "openvino"):
+            raise ConfigError(
+                f"extract: precision = int8 needs runtime = onnxruntime (auto) or openvino, got {self.runtime!r}"
+            )
         if not (1000 <= self.audio_rate <= 384_000 and 1 <= self.audio_mels <= 512):
             raise ConfigError(
                 "extract: audio_rate must lie in [1000, 384000] Hz and audio_mels in [1, 512], got "

@@ -46,6 +46,15 @@ def extract_clip_group(item: ExtractionItem) -> list[StatusRow]:
     return [next(made) if row is None else row for row in known]
 
 
+def probe_network(item: ExtractionItem) -> list[StatusRow]:
+    """Build the item's networks in this process, which computes a random segment by each; nothing is stored."""
+    torch.set_num_threads(item.threads)
+    for modality in sorted({str(key.recipe["kind"]) for key in item.keys} & set(PICTURES)):
+        for network in item.networks:
+            runtime_of(network, modality, among=item.networks)
+    return []
+
+
 def _known(key: ShardKey, store: FeatureStore) -> StatusRow | None:
     """Return the row of a shard that is done or recorded as failed, else None."""
     row = StatusRow(key.recording, key.view, key.modality, "cached")

@@ -1,7 +1,8 @@
 """Folded steps run by torch: activation and addition inside the convolutions, everything channels_last.
 
 torch's CPU builds with oneDNN have operators that apply an addition, a ReLU or a ReLU6 to a convolution's output while
-it is still in the cache (those that torch.compile uses); elsewhere the same is done in separate operations.
+it is still in the cache (those that torch.compile uses), and cuDNN has the same for a ReLU on a GPU; elsewhere it is
+done in separate operations.
 """
 
 from collections import Counter
@@ -67,6 +68,19 @@ def fuse_steps(steps: Sequence[Step]) -> tuple[FusedStep, ...]:
     return _with_frees([fused[place] for place in sorted(fused)])
 
 
+def move_steps(steps: Sequence[FusedStep], device: torch.device, dtype: torch.dtype) -> tuple[FusedStep, ...]:
+    """Return the steps with their weights on a device, in another type."""
+    return tuple(replace(one, step=_moved(one.step, device, dtype)) for one in steps)
+
+
+def _moved(step: Step, device: torch.device, dtype: torch.dtype) -> Step:
+    if step.convolution is None:
+        return step
+    conv = step.convolution
+    weight = conv.weight.to(device, dtype, memory_format=torch.channels_last)
+    return replace(step, convolution=replace(conv, weight=weight, bias=conv.bias.to(device, dtype)))
+
+
 def _inputs(fused: FusedStep) -> tuple[int, ...]:
     return fused.step.inputs if fused.addend is None else (*fused.step.inputs, fused.addend)
 
@@ -117,7 +131,9 @@ def _convolve(x: torch.Tensor, fused: FusedStep, addend: torch.Tensor | None, *,
     padding = conv.padding
     if conv.same:
         x, padding = functional.pad(x, same_padding(x, conv.weight, conv.stride)), (0, 0)
-    if not HAS_FUSED:
+    if x.is_cuda and fused.activation == "relu" and HAS_CUDNN:
+        return _on_gpu(x, replace(conv, padding=padding), addend)
+    if x.is_cuda or not HAS_FUSED:
         return _plain(x, replace(conv, padding=padding), addend, fused.activation)
     shape = (list(padding), list(conv.stride), list(conv.dilation), conv.groups)
     kind, scalars = FUSED_NAMES[fused.activation]
@@ -128,6 +144,13 @@ def _convolve(x: torch.Tensor, fused: FusedStep, addend: torch.Tensor | None, *,
     return torch.ops.mkldnn._convolution_pointwise.binary(
         x, addend, conv.weight, conv.bias, *shape, "add", 1.0, kind, scalars, ""
     )
+
+
+def _on_gpu(x: torch.Tensor, conv: Convolution, addend: torch.Tensor | None) -> torch.Tensor:
+    shape = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    if addend is None:
+        return torch.cudnn_convolution_relu(x, conv.weight, conv.bias, *shape)
+    return torch.cudnn_convolution_add_relu(x, conv.weight, addend, 1.0, conv.bias, *shape)
 
 
 def _plain(x: torch.Tensor, conv: Convolution, addend: torch.Tensor | None, activation: str) -> torch.Tensor:
@@ -154,3 +177,4 @@ def _has_fused() -> bool:
 
 
 HAS_FUSED = _has_fused()
+HAS_CUDNN = torch.version.cuda is not None and hasattr(torch, "cudnn_convolution_add_relu")

@@ -129,7 +129,7 @@ def _convolution(module: TemporalShift | nn.Conv2d) -> Convolution:
     fold, causal = (conv.in_channels // shift.fold_div, shift.causal) if shift else (0, False)
     if fold and conv.groups > 1:
         raise ModelError(f"{conv}: a grouped convolution behind a temporal shift cannot be folded; use runtime = eager")
-    bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
+    bias = conv.weight.detach().new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
     stride, padding, dilation = (_pair(value) for value in (conv.stride, conv.padding, conv.dilation))
     same = isinstance(conv, SameConv2d)
     return Convolution(conv.weight.detach(), bias, stride, padding, dilation, conv.groups, fold, causal, same)

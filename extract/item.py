@@ -10,13 +10,31 @@ from talstack.io.shard import ShardKey
 
 
 @dataclass(frozen=True, slots=True)
+class QuantizedNetwork:
+    """An int8 network that lies in the store (`talstack.extract.calibration`).
+
+    Attributes:
+        modality: "rgb" or "rgbdiff".
+        path: its file.
+        sha256: of the file's content.
+        runtime: "onnxruntime" or "openvino"; they round differently, so it is part of the recipe.
+    """
+
+    modality: str
+    path: Path
+    sha256: str
+    runtime: str
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkOrder:
     """What computes the features of a worker.
 
     Attributes:
         source: the backbone.
         runtime: its name; "auto" takes the fastest.
-        precision: on a GPU.
+        precision: of the arithmetic.
+        quantized: the int8 networks, where that is the precision.
         threads: of the computation.
     """
 
@@ -24,6 +42,7 @@ class NetworkOrder:
     runtime: str = "auto"
     precision: str = "float32"
     threads: int = 1
+    quantized: tuple[QuantizedNetwork, ...] = ()
 
     @property
     def name(self) -> str:
@@ -31,7 +50,8 @@ class NetworkOrder:
         card = self.source.card
         shape = [card.frames_per_segment, card.frame_size, len(card.actions), len(card.scenes)]
         what = [str(self.source.folder), dict(self.source.identity), shape]
-        return canonical_json([*what, self.runtime, self.precision, self.threads])
+        quantized = [[one.modality, one.sha256, one.runtime] for one in self.quantized]
+        return canonical_json([*what, self.runtime, self.precision, self.threads, quantized])
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,24 +60,9 @@ def half_crop(side: Side, width: int) -> PictureCrop:
     return PictureCrop(0.0 if side == "left" else 1.0 - share, 0.0, share, 1.0)
 
 
-def split_halves(pixels: np.ndarray) -> dict[Side, np.ndarray]:
-    """Return {side: (n, H, W // 2, 3)} of (n, H, W, 3) pictures; views, nothing is copied."""
-    width = pixels.shape[2]
-    return {"left": pixels[:, :, : width // 2], "right": pixels[:, :, width - width // 2 :]}
-
-
 def inscribed_crop(circle: FisheyeCircle) -> PictureCrop:
     """Return the largest square inside the circle (as it was before squeezing), a crop of the half."""
-    return _clipped(circle, np.sqrt(0.5))
-
-
-def bounding_crop(circle: FisheyeCircle) -> PictureCrop:
-    """Return the smallest square around the circle, as far as the half reaches, a crop of the half."""
-    return _clipped(circle, 1.0)
-
-
-def _clipped(circle: FisheyeCircle, share: float) -> PictureCrop:
-    across, down = circle.radius_x * share, circle.radius_y * share
+    across, down = circle.radius_x * np.sqrt(0.5), circle.radius_y * np.sqrt(0.5)
     left, top = max(0.0, circle.x - across), max(0.0, circle.y - down)
     right, bottom = min(1.0, circle.x + across), min(1.0, circle.y + down)
     return PictureCrop(float(left), float(top), float(right - left), float(bottom - top))
@@ -90,22 +75,6 @@ def outside_circle(circle: FisheyeCircle, crop: PictureCrop, size: tuple[int, in
     y = crop.y + (np.arange(height) + 0.5) / height * crop.height
     across, down = (x - circle.x) / circle.radius_x, (y - circle.y) / circle.radius_y
     return np.asarray(across[None, :] ** 2 + down[:, None] ** 2 > 1.0)
-
-
-def mask_border(pixels: np.ndarray, outside: np.ndarray, *, colour: tuple[int, int, int] = (0, 0, 0)) -> None:
-    """Paint what lies outside the circle in the border's colour, in place.
-
-    Args:
-        pixels: (n, H, W, 3) uint8.
-        outside: (H, W) bool, from `outside_circle`.
-        colour: of the border; black in all videos seen so far.
-
-    Raises:
-        InputError: pictures and mask are not of one size.
-    """
-    if pixels.shape[1:3] != outside.shape:
-        raise InputError(f"mask is for pictures of {outside.shape}, got {pixels.shape[1:3]}")
-    pixels[:, outside] = colour
 
 
 def find_circle(pixels: np.ndarray) -> FisheyeCircle | None:

@@ -36,15 +36,7 @@ def export_onnx(model: TSMBackbone, frame_size: int) -> bytes:
     Raises:
         ModelError: an operation that cannot be expressed.
     """
-    moments = (model.num_frames, NUM_FRAMES) if model.modality == "rgbdiff" else (model.num_frames,)
-    shape = ("B", *moments, frame_size, frame_size, 3)
-    widths = (model.feature_dim, model.action.out_features, model.scene.out_features)
-    outputs = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ("B", width))
-        for name, width in zip(OUTPUTS, widths, strict=True)
-    ]
-    made = helper.make_graph([], "backbone", [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, shape)], outputs)
-    proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    proto = empty_model(model, frame_size)
     # written in place: every copy of the graph is another copy of the weights
     _Graph(fold_network(model.net), model, frame_size, proto.graph).write_outputs(model)
     serialised = bytes(proto.SerializeToString())
@@ -53,11 +45,53 @@ def export_onnx(model: TSMBackbone, frame_size: int) -> bytes:
     return serialised
 
 
-class _Graph:
+def empty_model(model: TSMBackbone, frame_size: int) -> onnx.ModelProto:
+    """Return an ONNX model with the backbone's input and outputs, and no operations."""
+    moments = (model.num_frames, NUM_FRAMES) if model.modality == "rgbdiff" else (model.num_frames,)
+    shape = ("B", *moments, frame_size, frame_size, 3)
+    widths = (model.feature_dim, model.action.out_features, model.scene.out_features)
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ("B", width))
+        for name, width in zip(OUTPUTS, widths, strict=True)
+    ]
+    made = helper.make_graph([], "backbone", [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, shape)], outputs)
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+
+
+class GraphWriter:
+    """Writes operations and constants into a graph, each constant only once."""
+
+    def __init__(self, proto: onnx.GraphProto) -> None:
+        self._proto, self._constants = proto, set[str]()
+
+    def _node(self, kind: str, inputs: Sequence[str], *, name: str = "", **attributes: Any) -> str:
+        name = name or f"{kind}_{len(self._proto.node)}"
+        # named like its output: quantizers tell operations apart by their names
+        self._proto.node.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def _constant(self, name: str, values: Callable[[], np.ndarray]) -> str:
+        if name not in self._constants:
+            self._proto.initializer.append(numpy_helper.from_array(np.array(values(), order="C"), name))
+            self._constants.add(name)
+        return name
+
+    def _index(self, *values: int) -> str:
+        return self._constant(f"index_{values}", lambda: np.array(values, dtype=np.int64))
+
+    def _classified(self, model: TSMBackbone) -> None:
+        """Write the logits of the features."""
+        for name, layer in zip(OUTPUTS[1:], (model.action, model.scene), strict=True):
+            weight = self._constant(f"{name}_weight", layer.weight.detach().numpy)
+            bias = self._constant(f"{name}_bias", layer.bias.detach().numpy)
+            self._node("Gemm", [OUTPUTS[0], weight, bias], name=name, transB=1)
+
+
+class _Graph(GraphWriter):
     """Writes the steps' outputs on request, one frame and one range of channels at a time, each only once."""
 
     def __init__(self, steps: Sequence[Step], model: TSMBackbone, frame_size: int, proto: onnx.GraphProto) -> None:
-        self._proto, self._constants = proto, set[str]()
+        super().__init__(proto)
         self._steps, self._num_frames, self._size = steps, model.num_frames, frame_size
         self._is_motion = model.modality == "rgbdiff"
         self._normalisation = model.normalisation
@@ -74,24 +108,7 @@ class _Graph:
         share = self._constant("share", lambda: np.array(1 / len(frames), dtype=np.float32))
         total = self._node("Flatten", [self._node("Sum", frames)], axis=1)
         self._node("Mul", [total, share], name=OUTPUTS[0])
-        for name, layer in zip(OUTPUTS[1:], (model.action, model.scene), strict=True):
-            weight = self._constant(f"{name}_weight", layer.weight.detach().numpy)
-            bias = self._constant(f"{name}_bias", layer.bias.detach().numpy)
-            self._node("Gemm", [OUTPUTS[0], weight, bias], name=name, transB=1)
-
-    def _node(self, kind: str, inputs: Sequence[str], *, name: str = "", **attributes: Any) -> str:
-        name = name or f"{kind}_{len(self._proto.node)}"
-        self._proto.node.append(helper.make_node(kind, list(inputs), [name], **attributes))
-        return name
-
-    def _constant(self, name: str, values: Callable[[], np.ndarray]) -> str:
-        if name not in self._constants:
-            self._proto.initializer.append(numpy_helper.from_array(np.array(values(), order="C"), name))
-            self._constants.add(name)
-        return name
-
-    def _index(self, *values: int) -> str:
-        return self._constant(f"index_{values}", lambda: np.array(values, dtype=np.int64))
+        self._classified(model)
 
     def _output(self, place: int, frame: int, channels: Range) -> str:
         """Return the name of a step's output for one frame: these channels, or all."""

@@ -13,13 +13,13 @@ from talstack.extract.backbone_set import BackboneSet
 from talstack.extract.card import BackboneCard, BackboneSource
 from talstack.extract.config import ExtractConfig, SamplingConfig
 from talstack.extract.derived_views import Piece, choose_views, derive_views
-from talstack.extract.item import ExtractionItem, NetworkOrder
-from talstack.extract.recipes import RGB, RGBDIFF, build_recipes
+from talstack.extract.item import ExtractionItem, NetworkOrder, QuantizedNetwork
+from talstack.extract.recipes import AUDIO, RGB, RGBDIFF, build_recipes
 from talstack.extract.rgbdiff import NUM_FRAMES
 from talstack.extract.runtime_choice import with_fastest_runtime
 from talstack.extract.status import StatusRow
 from talstack.extract.workers import Workers, choose_workers, count_gpus, process_bytes
-from talstack.io.errors import ConfigError
+from talstack.io.errors import ConfigError, InputError
 from talstack.io.extraction import PICTURES, Extraction, shard_keys
 from talstack.io.manifest import Manifest
 from talstack.io.shard import ShardKey
@@ -36,6 +36,7 @@ class ExtractionPlan:
         keys: every shard, in a stable order.
         store: where they go.
         manifest_folder, sources, config: what the workers need; a source per backbone.
+        quantized: the int8 networks, where the precision is that.
     """
 
     extraction: Extraction
@@ -44,6 +45,7 @@ class ExtractionPlan:
     manifest_folder: Path
     sources: tuple[BackboneSource, ...]
     config: ExtractConfig
+    quantized: tuple[QuantizedNetwork, ...] = ()
 
     def part(self, part: tuple[int, int]) -> list[ShardKey]:
         """Return the i-th of n parts (1-based) of the shards; what is made together stays together."""
@@ -78,10 +80,11 @@ class ExtractionPlan:
         card = self.sources[0].card
         pixels = self.config.batch_segments * card.frames_per_segment * card.frame_size**2
         pictures = max(sum(map(_num_pictures, group)) for group in _groups(keys))
+        num_gpus = 0 if self.config.precision == "int8" else count_gpus()
         # one network is in the figure; of a further one there are its file and what a runtime makes of it
         others = sum(2 * source.size_bytes for source in self.sources[1:])
         needed = process_bytes(pixels=pixels, pictures=pictures) + others
-        return choose_workers(num_items, jobs=jobs, num_gpus=count_gpus(), process_bytes=needed)
+        return choose_workers(num_items, jobs=jobs, num_gpus=num_gpus, process_bytes=needed)
 
     def items(self, keys: Sequence[ShardKey], jobs: int | Workers, *, here: bool = True) -> list[ExtractionItem]:
         """Return the work of these shards for the engine, with the cores shared out among `jobs` processes.
@@ -101,7 +104,8 @@ class ExtractionPlan:
         ]  # fmt: skip
 
     def _networks(self, threads: int, *, here: bool) -> tuple[NetworkOrder, ...]:
-        orders = [NetworkOrder(one, self.config.runtime, self.config.precision, threads) for one in self.sources]
+        config = self.config
+        orders = [NetworkOrder(one, config.runtime, config.precision, threads, self.quantized) for one in self.sources]
         return tuple(with_fastest_runtime(order) if here else order for order in orders)
 
 
@@ -149,6 +153,16 @@ def plan_extraction(
     found = _backbones(manifest, config, sampling, backbone) if wants_pictures else None
     identity = found.members[0].backbone if found is not None and found.is_single else {}
     recipes = build_recipes(manifest, config, sampling=sampling, backbone=identity)
+    quantized: tuple[QuantizedNetwork, ...] = ()
+    if config.precision == "int8" and found is not None:
+        if not found.is_single:
+            raise ConfigError("extract.precision = int8 is for one backbone; with a set of them take float32")
+        from talstack.extract.calibration import quantized_networks, with_quantized
+
+        quantized = quantized_networks(
+            manifest, config, store_root=store_root, source=found.sources[0], modalities=tuple(recipes)
+        )
+        recipes = with_quantized(recipes, quantized)
     extraction = Extraction(
         name or manifest.name, sampling.segment_s, recipes, chosen, derived={n: pieces[n] for n in sorted(pieces)}
     )
@@ -156,8 +170,18 @@ def plan_extraction(
     hashes = ClipHashes(store_root)
     keys = shard_keys(manifest, extraction, hashes)
     hashes.save()
+    if not keys and manifest.clips.height and (views or modalities):
+        raise InputError(_why_nothing(views or chosen, tuple(recipes)))
     sources = found.sources if found else ()
-    return ExtractionPlan(extraction, tuple(keys), FeatureStore(store_root), data, sources, config)
+    return ExtractionPlan(extraction, tuple(keys), FeatureStore(store_root), data, sources, config, quantized)
+
+
+def _why_nothing(views: Sequence[str], modalities: Sequence[str]) -> str:
+    what = f"nothing to extract: no {' or '.join(modalities)} of {', '.join(views)}"
+    parents = sorted({split_view(view)[0] for view in views if split_view(view)[1]})
+    if parents and AUDIO in modalities:
+        return f"{what}; the sound of a piece is that of its view: take --view {' --view '.join(parents)}"
+    return f"{what}; the clips of these views have none"
 
 
 def _with_backbones(extraction: Extraction, found: BackboneSet, manifest: Manifest) -> Extraction:

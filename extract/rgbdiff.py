@@ -22,7 +22,7 @@ def difference_times_s(times_s: np.ndarray, *, end_s: float, spacing_s: float = 
     """Return (n, T, 6) float64 times of the frames to subtract, kept within the clip; [..., OWN_FRAME] is `times_s`.
 
     At the clip's ends times coincide, so their differences are zero. Around neighbouring moments that are close the
-    times may overlap: `reading_order` sorts them.
+    times may overlap.
 
     Args:
         times_s: (n, T) float64, rgb's times on the clip's clock, as `ClipSegments.sample_times_s` gives them.
@@ -38,12 +38,3 @@ def difference_times_s(times_s: np.ndarray, *, end_s: float, spacing_s: float = 
         raise InputError(f"rgbdiff: times must be (segments, moments), got {times_s.shape}")
     steps_s = (np.arange(NUM_FRAMES) - OWN_FRAME) * spacing_s
     return np.clip(times_s[..., None] + steps_s, 0.0, end_s)
-
-
-def reading_order(times_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the times ascending, each once, (m,), and where each of the given ones is in them, int64 of their shape.
-
-    `FrameReader.frames_at(ascending).pixels[index]` has a frame for every time.
-    """
-    ascending, index = np.unique(times_s, return_inverse=True)
-    return ascending, index.reshape(times_s.shape)

@@ -47,15 +47,15 @@ def measure_runtimes(model: TSMBackbone, names: Sequence[str], *, frame_size: in
     return Choice(fastest, {name: 1 / spent for name, spent in seconds.items()}, rejected)
 
 
-def check_agreement(runtime: Runtime, found: Computed, reference: Computed) -> None:
+def check_agreement(runtime: Runtime, found: Computed, reference: Computed, *, tolerance: float = TOLERANCE) -> None:
     """Check that a runtime computes what the module does.
 
     Raises:
-        ModelError: features further apart than `TOLERANCE`.
+        ModelError: features further apart than `tolerance`, a share of the largest one.
     """
     apart = largest_difference(found, reference)
-    if not apart <= TOLERANCE:  # NaN fails too
-        raise ModelError(f"{runtime.name}: features differ from the module's by {apart:.2g} (at most {TOLERANCE:g})")
+    if not apart <= tolerance:  # NaN fails too
+        raise ModelError(f"{runtime.name}: features differ from the module's by {apart:.2g} (at most {tolerance:g})")
 
 
 def random_pixels(model: TSMBackbone, frame_size: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """What computes the features: the same network in several forms, each (pixels in, numpy arrays out).
 
     eager        the module itself; runs everywhere, and on a GPU
-    folded       batch norm folded, channels_last, additions and ReLUs inside the convolutions (torch alone, CPU)
+    folded       batch norm folded, channels_last, additions and ReLUs inside the convolutions (torch alone; GPU too)
     compile      torch.compile with freezing (CPU; needs a C++ compiler where it runs)
     onnxruntime  ONNX Runtime (CPU)
     openvino     OpenVINO (CPU; `pip install 'talstack[openvino]'`)
@@ -12,7 +12,10 @@ made from the module that was trained and agree with it; which one is fastest de
 """
 
 import importlib.util
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Protocol
@@ -20,12 +23,11 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from talstack.extract.backbone import TSMBackbone, normalise
-from talstack.extract.folded_steps import fuse_steps, run_steps
+from talstack.extract.backbone import BackboneOutput, TSMBackbone, normalise
+from talstack.extract.folded_steps import fuse_steps, move_steps, run_steps
 from talstack.extract.folding import fold_network
 from talstack.extract.motion import differences
-from talstack.extract.onnx_graph import INPUT, OUTPUTS, export_onnx
-from talstack.io.errors import ConfigError
+from talstack.io.errors import ConfigError, TalstackError
 
 # What a CPU computes at once: more only takes memory, and makes folded a quarter slower
 # (docs/decisions/0013-runtimes.md)
@@ -74,34 +76,39 @@ class EagerRuntime:
     @torch.inference_mode()
     def run(self, pixels: np.ndarray) -> Computed:
         """Return the features of the pixels of B segments."""
-        moved = torch.from_numpy(pixels).to(self._device)  # uint8 travels, floats are made there
-        with torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32):
-            found = self._model(_frames(self._model, moved))
-        return Computed(*(tensor.float().cpu().numpy() for tensor in found))
+        is_mixed = self._precision != torch.float32
+        with _told_of_memory(), torch.autocast(self._device.type, self._precision, enabled=is_mixed):
+            found = self._model(_frames(self._model, _sent(pixels, self._device)))
+            return Computed(*(tensor.float().cpu().numpy() for tensor in found))
 
 
 class FoldedRuntime:
     """The folded steps on channels_last tensors, with ReLU and addition fused into the convolutions."""
 
-    def __init__(self, model: TSMBackbone) -> None:
-        self.name = f"torch folded {version('torch').split('+')[0]}"
-        self._model = model
-        self._steps = fuse_steps(fold_network(model.net))
+    def __init__(self, model: TSMBackbone, device: torch.device | None = None, *, precision: str = "float32") -> None:
+        self._device, self._dtype = device or torch.device("cpu"), getattr(torch, precision)
+        self.name = f"torch folded {version('torch').split('+')[0]}{_on(self._device, precision)}"
+        torch.backends.cudnn.allow_tf32 = False  # as in EagerRuntime
+        self._steps = move_steps(fuse_steps(fold_network(model.net)), self._device, self._dtype)
+        self._model = model.to(self._device)
 
     def run(self, pixels: np.ndarray) -> Computed:
         """Return the features of the pixels of B segments."""
-        return in_passes(self._run, pixels)
+        return in_passes(self._run, pixels) if self._device.type == "cpu" else self._run(pixels)
 
     @torch.inference_mode()
     def _run(self, pixels: np.ndarray) -> Computed:
-        frames = (
-            _frames(self._model, torch.from_numpy(pixels)).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        )
+        with _told_of_memory():
+            found = self.compute(_frames(self._model, _sent(pixels, self._device)))
+            return Computed(*(tensor.cpu().numpy() for tensor in found))
+
+    def compute(self, frames: torch.Tensor) -> BackboneOutput:
+        """Return what the module makes of (B, T, C, H, W) frames on the device, float32."""
         num_frames = self._model.num_frames
-        pooled = run_steps(self._steps, frames, num_frames=num_frames)
+        flat = frames.flatten(0, 1).to(self._dtype).contiguous(memory_format=torch.channels_last)
+        pooled = run_steps(self._steps, flat, num_frames=num_frames).float()
         features = pooled.reshape(-1, num_frames, pooled.shape[1]).mean(dim=1)
-        heads = (self._model.action(features), self._model.scene(features))
-        return Computed(*(tensor.numpy() for tensor in (features, *heads)))
+        return BackboneOutput(features, self._model.action(features), self._model.scene(features))
 
 
 class CompiledRuntime:
@@ -122,9 +129,9 @@ class CompiledRuntime:
 
 
 class OnnxRuntime:
-    """ONNX Runtime on the graph of `talstack.extract.onnx_graph`."""
+    """ONNX Runtime on a graph: that of `talstack.extract.onnx_graph`, or an int8 one."""
 
-    def __init__(self, model: TSMBackbone, *, frame_size: int, threads: int) -> None:
+    def __init__(self, graph: bytes, *, threads: int) -> None:
         import onnxruntime  # noqa: PLC0415 - not every command computes features
 
         self.name = f"onnxruntime {onnxruntime.__version__}"
@@ -133,7 +140,6 @@ class OnnxRuntime:
         # waiting threads that spin take the decoding thread's core
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
-        graph = export_onnx(model, frame_size)
         self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def run(self, pixels: np.ndarray) -> Computed:
@@ -141,27 +147,44 @@ class OnnxRuntime:
         return in_passes(self._run, np.ascontiguousarray(pixels))
 
     def _run(self, pixels: np.ndarray) -> Computed:
-        return Computed(*self._session.run(list(OUTPUTS), {INPUT: pixels}))
+        return Computed(*self._session.run(None, {self._session.get_inputs()[0].name: pixels}))
 
 
 class OpenVinoRuntime:
-    """OpenVINO on the same graph."""
+    """OpenVINO on the same graphs."""
 
-    def __init__(self, model: TSMBackbone, *, frame_size: int, threads: int) -> None:
+    def __init__(self, graph: bytes, *, threads: int) -> None:
         import openvino  # noqa: PLC0415 - an extra
 
         self.name = f"openvino {openvino.__version__.split('-')[0]}"
         settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-        graph = openvino.Core().read_model(export_onnx(model, frame_size))
-        self._compiled = openvino.compile_model(graph, "CPU", settings)
+        self._compiled = openvino.compile_model(openvino.Core().read_model(graph), "CPU", settings)
 
     def run(self, pixels: np.ndarray) -> Computed:
         """Return the features of the pixels of B segments."""
         return in_passes(self._run, np.ascontiguousarray(pixels))
 
     def _run(self, pixels: np.ndarray) -> Computed:
-        found = self._compiled({INPUT: pixels})
-        return Computed(*(np.array(found[name]) for name in OUTPUTS))
+        found = self._compiled(pixels)
+        return Computed(*(np.array(found[place]) for place in range(3)))
+
+
+def _on(device: torch.device, precision: str) -> str:
+    return "" if device.type == "cpu" and precision == "float32" else f" {device.type} {precision}"
+
+
+def _sent(pixels: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return the pixels on the device: bytes travel, floats are made there."""
+    here = torch.from_numpy(pixels)
+    return here if device.type == "cpu" else here.pin_memory().to(device, non_blocking=True)
+
+
+@contextmanager
+def _told_of_memory() -> Iterator[None]:
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise TalstackError(f"the GPU's memory is full ({error}); set extract.batch_segments lower") from error
 
 
 def _frames(model: TSMBackbone, pixels: torch.Tensor) -> torch.Tensor:
@@ -180,18 +203,32 @@ def build_runtime(name: str, model: TSMBackbone, *, frame_size: int, threads: in
         ConfigError: an unknown name, or its package is not installed.
         ModelError: the network has an operation that the runtime lacks.
     """
+
+    def graph() -> bytes:
+        from talstack.extract.onnx_graph import export_onnx  # noqa: PLC0415 - a GPU needs no onnx
+
+        return export_onnx(model, frame_size)
+
     makers: dict[str, Callable[[], Runtime]] = {
         "eager": lambda: EagerRuntime(model),
         "folded": lambda: FoldedRuntime(model),
         "compile": lambda: CompiledRuntime(model),
-        "onnxruntime": lambda: OnnxRuntime(model, frame_size=frame_size, threads=threads),
-        "openvino": lambda: OpenVinoRuntime(model, frame_size=frame_size, threads=threads),
+        "onnxruntime": lambda: OnnxRuntime(graph(), threads=threads),
+        "openvino": lambda: OpenVinoRuntime(graph(), threads=threads),
     }
     if name not in makers:
         raise ConfigError(f"runtime {name!r}: expected one of {', '.join(makers)}")
     if name in ("onnxruntime", "openvino") and not is_installed(name):
         raise ConfigError(f"runtime {name!r} is not installed; run: pip install {name}, or set extract.runtime = auto")
+    if name == "compile" and not has_compiler():
+        raise ConfigError("runtime 'compile' needs a C++ compiler, and there is none here; set extract.runtime = auto")
     return makers[name]()
+
+
+def has_compiler() -> bool:
+    """Return whether torch.compile finds a C++ compiler here."""
+    named = os.environ.get("CXX")
+    return any(shutil.which(name) for name in ([named] if named else ("g++", "clang++", "c++")))
 
 
 def is_installed(name: str) -> bool:

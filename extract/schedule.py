@@ -2,7 +2,7 @@
 
 Whatever a decoder or a driver does to its process, the command lives on and the other items are done. Each item has
 one try beside the others and, should its worker die, a second one alone; if that worker dies as well, its shards are
-recorded as failed. See docs/decisions/0012-workers.md.
+recorded as failed; of several, each is tried once more by itself first. See docs/decisions/0012-workers.md.
 """
 
 import secrets
@@ -27,7 +27,8 @@ from talstack.io.shard import ShardKey
 from talstack.io.store import FeatureStore
 
 MAX_DEATHS = 2  # workers that one item may kill
-MANY_DEATHS = 8  # items whose workers died before anything was done: then it is not the items' fault
+MANY_DEATHS = 8  # items whose workers died before anything was done: then the machine is asked whether it is at fault
+MAX_UNBEGUN = 2  # workers that may die before they begin an item; one that died idle is not the item's fault
 
 Run = Callable[[Any], StatusRow | Sequence[StatusRow]]
 Pool = Callable[[Iterable[Task], Orders, Workers], Iterator[Reply]]
@@ -47,7 +48,7 @@ class PoolBrokenError(Exception):
 
 def run_items(
     items: Sequence[Item], *, jobs: int | Workers = 1, run: Run = extract_item, hang_s: float = 0.0,
-    pool: Pool = run_in_lanes, report: Callable[[StatusRow], None] = lambda row: None,
+    pool: Pool = run_in_lanes, probe: Run | None = None, report: Callable[[StatusRow], None] = lambda row: None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> list[StatusRow]:  # fmt: skip
     """Do every item in worker processes; return their status rows in the items' order.
@@ -57,6 +58,8 @@ def run_items(
         run: does one item.
         hang_s: a worker that makes no progress for so many seconds is ended; 0 = never.
         pool: where the processes are.
+        probe: does what an item needs of the machine without its files; if a worker lives through that where all others
+            died, the items are to blame. None: many deaths and nothing done end the run.
         report: called with every row as it comes.
         warn: called with what happens to workers.
 
@@ -69,7 +72,7 @@ def run_items(
     tasks = {task.name: task for task in map(_task, items)}
     store_root = items[0].store_root
     orders = Orders(run, store_root, secrets.token_hex(4), hang_s)
-    schedule = _Schedule(tasks, orders, pool, report, warn)
+    schedule = _Schedule(tasks, orders, pool, report, warn, probe)
     schedule.run_together(workers)
     schedule.run_alone(workers)
     attempts = schedule.count_attempts()
@@ -98,6 +101,8 @@ class _Schedule:
     Attributes:
         rows: status rows by task.
         deaths: how its workers died, by task.
+        unbegun: how many workers died before they began, by task.
+        is_sound: whether the machine has passed the probe.
     """
 
     tasks: dict[str, Task]
@@ -105,6 +110,9 @@ class _Schedule:
     pool: Pool
     report: Callable[[StatusRow], None]
     warn: Callable[[str], None]
+    probe: Run | None = None
+    unbegun: Counter[str] = field(default_factory=Counter)
+    is_sound: bool = False
     rows: dict[str, list[StatusRow]] = field(default_factory=dict)
     deaths: dict[str, list[str]] = field(default_factory=dict)
 
@@ -127,7 +135,27 @@ class _Schedule:
                 except PoolBrokenError as error:
                     self._died(name, str(error))
             if name not in self.rows:
+                self._narrow_down(self.tasks[name], alone)
                 self._quarantine(self.tasks[name])
+
+    def _narrow_down(self, task: Task, alone: Workers) -> None:
+        """Make what can be made of a killer's shards, one at a time, until two in a row kill as well."""
+        missing = self._missing(task)
+        deaths_in_a_row = 0
+        for key in missing if len(missing) > 1 else ():
+            part = _task(replace(task.item, keys=(key,)))
+            try:
+                with closing(self.pool([part], self.orders, alone)) as replies:  # type: ignore[type-var]
+                    died = any(reply.death is not None for reply in replies)
+            except PoolBrokenError:
+                died = True
+            deaths_in_a_row = deaths_in_a_row + 1 if died else 0
+            if deaths_in_a_row == MAX_DEATHS:
+                return
+
+    def _missing(self, task: Task) -> list[ShardKey]:
+        store = FeatureStore(self.orders.store_root)
+        return [key for key in shard_keys_of(task.item) if store.status(key) == "missing"]
 
     def count_attempts(self) -> Counter[str]:
         """Return how many workers began each task; a cluster may try again without saying so."""
@@ -140,7 +168,7 @@ class _Schedule:
                     self._done(reply.task, list(reply.rows))
                 else:
                     self._died(reply.task, reply.death)
-                    self._check_that_some_live(max(MANY_DEATHS, 2 * workers.jobs))
+                    self._check_that_some_live(workers)
 
     def _done(self, name: str, rows: list[StatusRow]) -> None:
         attempts = 1 + len(self.deaths.get(name, ()))
@@ -151,6 +179,10 @@ class _Schedule:
     def _died(self, name: str, death: str) -> None:
         """Note a death; a pool that tried again by itself had several, which the journals tell."""
         left_open = [attempt for attempt in self._attempts() if attempt.task == name and attempt.is_open]
+        if len(left_open) <= len(self.deaths.get(name, ())) and self.unbegun[name] < MAX_UNBEGUN:
+            self.unbegun[name] += 1
+            self.warn(f"a worker died before it began {_names(self.tasks[name])}: {death}")
+            return
         reason = death_text(left_open[-1] if left_open else None, death, hang_s=self.orders.hang_s)
         known = self.deaths.setdefault(name, [])
         known += [reason] * max(1, len(left_open) - len(known))
@@ -175,14 +207,32 @@ class _Schedule:
     def _attempts(self) -> list[Attempt]:
         return read_journals(self.orders.store_root, self.orders.run_id)
 
-    def _check_that_some_live(self, many: int) -> None:
-        if not self.rows and len(self.deaths) >= many:
+    def _check_that_some_live(self, workers: Workers) -> None:
+        num_dead, many = len(self.deaths) + self.unbegun.total(), max(MANY_DEATHS, 2 * workers.jobs)
+        if self.rows or self.is_sound or num_dead < many:
+            return
+        self.is_sound = self._passes_probe(workers)
+        if self.is_sound:
+            self.warn(f"the first {num_dead} workers died, but one without a clip lives: it is the clips; going on")
+        else:
             reasons = "; ".join(dict.fromkeys(reason for found in self.deaths.values() for reason in found))
+            reasons = reasons or "before they began"
             raise TalstackError(
-                f"the first {len(self.deaths)} workers all died ({reasons}): that is no recording's fault, and none is "
+                f"the first {num_dead} workers all died ({reasons}): that is no recording's fault, and none is "
                 "recorded as failed; try fewer --jobs, a smaller extract.batch_segments, or `talstack extract` of one "
                 "--view and --modality"
             )
+
+    def _passes_probe(self, workers: Workers) -> bool:
+        if self.probe is None:
+            return False
+        task = Task(f"probe-{self.orders.run_id}", (), next(iter(self.tasks.values())).item)
+        try:
+            pool = self.pool([task], replace(self.orders, run=self.probe), replace(workers, jobs=1))
+            with closing(pool) as replies:  # type: ignore[type-var]
+                return all(reply.death is None for reply in replies)
+        except PoolBrokenError:
+            return False
 
     def _quarantine(self, task: Task) -> None:
         times = "twice" if len(self.deaths[task.name]) == MAX_DEATHS else f"{len(self.deaths[task.name])} times"

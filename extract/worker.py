@@ -83,6 +83,13 @@ def extract_item(item: Any) -> Any:
     return extract_clip_group(item)
 
 
+def probe_machine(item: Any) -> Any:
+    """Compute random pixels by an item's network; nothing of its files is read."""
+    from talstack.extract.engine import probe_network
+
+    return probe_network(item)
+
+
 def _journal(orders: Orders) -> JournalWriter:
     name = (orders.store_root, orders.run_id)
     if name not in _JOURNALS:

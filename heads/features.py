@@ -12,6 +12,8 @@ from talstack.io.members import Link, log_probs
 from talstack.io.predictions import SegmentIndex
 from talstack.io.shard import Shard
 
+BLOCK_ROWS = 4096  # read at a time: 16 MB of 2048 float16 features
+
 
 @dataclass(frozen=True, eq=False)
 class GroupFeatures:
@@ -48,7 +50,9 @@ class GroupFeatures:
         return np.asarray(np.isin(self.recordings, list(recordings))[self.row_recordings])
 
     def subset(self, keep: np.ndarray) -> "GroupFeatures":
-        """Return the features of the recordings where `keep`, (R,) bool."""
+        """Return the features of the recordings where `keep`, (R,) bool; of all of them the same object."""
+        if keep.all():
+            return self
         rows = keep[self.row_recordings]
         names = [name for name, kept in zip(self.recordings, keep, strict=True) if kept]
         return GroupFeatures(
@@ -60,22 +64,26 @@ class GroupFeatures:
 def read_group(features: FeatureSet, view: str, modality: str) -> GroupFeatures:
     """Return the features of every recording that has them, recordings sorted.
 
-    Where features come from several networks, only their log-probabilities are taken.
+    They are read block by block into the finished arrays, so that no second copy of a large group is ever held. Where
+    features come from several networks, only their log-probabilities are taken.
 
     Raises:
         StoreError: a shard is damaged, or its rows are not the segments of its recording.
         InputError: shards of different widths, or no shard at all.
     """
-    shards = {}
-    for recording in sorted(features.manifest.recordings["recording"]):
-        shard = features.read(recording, view, modality)
-        if shard is not None:
-            _check_rows(shard, len(features.grid(recording)), f"{recording} {view}/{modality}")
-            shards[recording] = shard
-    if not shards:
+    names = sorted(features.manifest.recordings["recording"])
+    sizes = {name: size for name in names if (size := features.num_rows(name, view, modality)) is not None}
+    if not sizes:
         raise InputError(f"{view}/{modality}: no recording has these features; run `talstack extract`")
-    _check_widths(shards, f"{view}/{modality}")
-    group = group_of(shards, link=features.link)
+    made = _Filling(SegmentIndex(tuple(sizes), tuple(sizes.values())), f"{view}/{modality}", features.link)
+    for recording, size in sizes.items():
+        for start in range(0, size, BLOCK_ROWS):
+            block = features.rows(recording, view, modality, start, min(start + BLOCK_ROWS, size))
+            if block is not None:
+                _check_rows(block, size, len(features.grid(recording)), f"{recording} {view}/{modality}")
+                made.add(recording, block, start)
+    features.close()
+    group = made.finished()
     return group if features.is_comparable(view, modality) else log_probs_alone(group)
 
 
@@ -92,15 +100,42 @@ def group_of(shards: dict[str, Shard], *, link: Link = "softmax") -> GroupFeatur
     Args:
         link: between the backbone's action logits and probabilities.
     """
-    parts = list(shards.values())
-    return GroupFeatures(
-        SegmentIndex(tuple(shards), tuple(len(shard.features) for shard in parts)),
-        np.concatenate([shard.features for shard in parts]),
-        np.concatenate([shard.valid for shard in parts]),
-        np.array([shard.aligned for shard in parts], dtype=bool),
-        np.concatenate([_log_probs(shard.logits, len(shard.features), link) for shard in parts]),
-        np.concatenate([_log_probs(shard.scene_logits, len(shard.features), "softmax") for shard in parts]),
-    )
+    made = _Filling(SegmentIndex(tuple(shards), tuple(len(shard.features) for shard in shards.values())), "", link)
+    for recording, shard in shards.items():
+        made.add(recording, shard, 0)
+    return made.finished()
+
+
+class _Filling:
+    """A group while its rows come; its arrays are made when the first of them show their widths."""
+
+    def __init__(self, index: SegmentIndex, name: str, link: Link) -> None:
+        self._index, self._name, self._link = index, name, link
+        self._first = dict(zip(index.recordings, np.cumsum([0, *index.num_segments]).tolist(), strict=False))
+        self._widths: tuple[str, tuple[int, int, int]] | None = None
+        self._aligned = np.zeros(len(index.recordings), dtype=bool)
+
+    def add(self, recording: str, block: Shard, start: int) -> None:
+        """Lay rows of a recording, from `start` on, where they belong."""
+        if self._widths is None:
+            self._widths = (recording, _widths(block))
+            number, (width, num_logits, num_scenes) = sum(self._index.num_segments), self._widths[1]
+            self._features = np.zeros((number, width), dtype=np.float16)
+            self._valid = np.zeros(number, dtype=bool)
+            self._log_probs = np.zeros((number, num_logits), dtype=np.float32)
+            self._scene_log_probs = np.zeros((number, num_scenes), dtype=np.float32)
+        _check_widths(recording, block, *self._widths, name=self._name)
+        rows = slice(self._first[recording] + start, self._first[recording] + start + len(block.features))
+        self._features[rows], self._valid[rows] = block.features, block.valid
+        self._log_probs[rows] = _log_probs(block.logits, len(block.features), self._link)
+        self._scene_log_probs[rows] = _log_probs(block.scene_logits, len(block.features), "softmax")
+        self._aligned[self._index.recordings.index(recording)] = block.aligned
+
+    def finished(self) -> GroupFeatures:
+        """Return the group."""
+        return GroupFeatures(
+            self._index, self._features, self._valid, self._aligned, self._log_probs, self._scene_log_probs
+        )
 
 
 def _log_probs(logits: np.ndarray | None, num_rows: int, link: Link) -> np.ndarray:
@@ -109,22 +144,17 @@ def _log_probs(logits: np.ndarray | None, num_rows: int, link: Link) -> np.ndarr
     return log_probs(logits.astype(np.float32), link)
 
 
-def _check_rows(shard: Shard, num_segments: int, name: str) -> None:
-    if shard.aligned and len(shard.features) != num_segments:
-        raise StoreError(
-            f"{name}: the shard has {len(shard.features)} rows, the recording {num_segments} segments; extract again"
+def _check_rows(block: Shard, num_rows: int, num_segments: int, name: str) -> None:
+    if block.aligned and num_rows != num_segments:
+        raise StoreError(f"{name}: the shard has {num_rows} rows, the recording {num_segments} segments; extract again")
+
+
+def _check_widths(recording: str, block: Shard, first: str, expected: tuple[int, int, int], *, name: str) -> None:
+    if _widths(block) != expected:
+        raise InputError(
+            f"{name}: {recording} has {_widths(block)} columns (features, logits, scene logits), {first} has "
+            f"{expected}; features of one modality must have one width"
         )
-
-
-def _check_widths(shards: dict[str, Shard], name: str) -> None:
-    first = next(iter(shards))
-    expected = _widths(shards[first])
-    for recording, shard in shards.items():
-        if _widths(shard) != expected:
-            raise InputError(
-                f"{name}: {recording} has {_widths(shard)} columns (features, logits, scene logits), {first} has "
-                f"{expected}; features of one modality must have one width"
-            )
 
 
 def _widths(shard: Shard) -> tuple[int, int, int]:

@@ -16,6 +16,7 @@ from talstack.io.grid import SegmentGrid
 from talstack.io.manifest import Manifest
 from talstack.io.members import Link, Member, choose_members, mean_shard, members_of_view
 from talstack.io.shard import EXTERNAL_VIEW, Shard, ShardKey
+from talstack.io.shard_reader import ShardReader
 from talstack.io.store import ClipHashes, FeatureStore
 from talstack.io.view_names import split_view
 
@@ -229,6 +230,7 @@ class FeatureSet:
             if (name := (key.recording, key.view, key.modality)) not in incomplete:
                 self._keys.setdefault(name, []).append(key)
         self.groups = sorted({(view, modality) for _, view, modality in self._keys})
+        self._reader = ShardReader(store, max_open=8)
 
     @classmethod
     def open(cls, manifest: Manifest, store_root: Path, name: str | None = None) -> "FeatureSet":
@@ -290,6 +292,35 @@ class FeatureSet:
         if self.is_comparable(view, modality):
             return self._store.read(keys[0])
         return mean_shard([self._store.read(key) for key in keys], link=self.link)
+
+    def num_rows(self, recording: str, view: str, modality: str) -> int | None:
+        """Return how many rows the shard has, from its header alone; None as `read`.
+
+        Raises:
+            StoreError: the shard is there but cannot be opened.
+        """
+        keys = self._keys.get((recording, view, modality))
+        return None if keys is None else self._reader.num_rows(keys[0])
+
+    def rows(self, recording: str, view: str, modality: str, start: int = 0, stop: int | None = None) -> Shard | None:
+        """Return rows start to stop of a shard as a shard of their own; None as `read`.
+
+        The content of the whole shard is checked before the first of its rows is served. One file at a time stays
+        open; safe in forked and other worker processes (`talstack.io.shard_reader`).
+
+        Raises:
+            StoreError: the shard is there but damaged.
+        """
+        keys = self._keys.get((recording, view, modality))
+        if keys is None:
+            return None
+        if self.is_comparable(view, modality):
+            return self._reader.rows(keys[0], start, stop)
+        return mean_shard([self._reader.rows(key, start, stop) for key in keys], link=self.link)
+
+    def close(self) -> None:
+        """Close the file that is open; reading opens it again."""
+        self._reader.close()
 
     def fingerprints(self, view: str, modality: str, recordings: Sequence[str]) -> list[str]:
         """Return the fingerprints of the group's shards, in the order of `recordings`; "" where there is none.

@@ -43,13 +43,26 @@ class ShardReader:
         """
         here = self._of_this_process()
         with here.lock:
-            return self._opened(here, key).rows(start, stop)
+            opened, stamp = self._opened(here, key)
+            if here.checked.get(opened.path) == stamp:
+                return opened.rows(start, stop)
+            try:
+                if start == 0 and stop in (None, opened.num_rows):  # read once for both
+                    found = opened.read()
+                else:
+                    opened.check_content()
+                    found = opened.rows(start, stop)
+            except StoreError:
+                _forget(here, opened.path)
+                raise
+            here.checked[opened.path] = stamp
+            return found
 
     def num_rows(self, key: ShardKey) -> int:
-        """Return how many rows the shard has; raises as `rows`."""
+        """Return how many rows the shard has, as its header says; its content is not looked at. Raises as `rows`."""
         here = self._of_this_process()
         with here.lock:
-            return self._opened(here, key).num_rows
+            return self._opened(here, key)[0].num_rows
 
     @property
     def num_open(self) -> int:
@@ -81,8 +94,8 @@ class ShardReader:
             self._here = _OfThisProcess(self._here.checked)
         return self._here
 
-    def _opened(self, here: "_OfThisProcess", key: ShardKey) -> OpenShard:
-        """Return the checked shard, open and the youngest of those open."""
+    def _opened(self, here: "_OfThisProcess", key: ShardKey) -> tuple[OpenShard, Stamp]:
+        """Return the shard of the key, open and the youngest of those open, and its file's stamp."""
         path = self.store.path_of(key)
         try:
             stamp = _stamp(path)
@@ -97,9 +110,8 @@ class ShardReader:
             _forget(here, path)
             while len(here.files) >= self.max_open:
                 here.files.popitem(last=False)[1][1].close()
-            here.files[path] = (stamp, _open_checked(path, key, known=here.checked.get(path) == stamp))
-            here.checked[path] = stamp
-        return here.files[path][1]
+            here.files[path] = (stamp, _open(path, key))
+        return here.files[path][1], stamp
 
 
 class _OfThisProcess:
@@ -128,12 +140,10 @@ def _forget(here: _OfThisProcess, path: Path) -> None:
         here.files.pop(path)[1].close()
 
 
-def _open_checked(path: Path, key: ShardKey, *, known: bool) -> OpenShard:
+def _open(path: Path, key: ShardKey) -> OpenShard:
     opened = OpenShard(path)
     try:
         opened.check_key(key)
-        if not known:
-            opened.check_content()
     except BaseException:
         opened.close()
         raise

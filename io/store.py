@@ -4,6 +4,7 @@
     STORE/<recipe>/<recording>/<view>-<modality>-<fingerprint>.h5  one shard
     STORE/<recipe>/<recording>/...-<fingerprint>.failed.json       a recorded failure and its reason
     STORE/extractions/<name>.json                                  what one `talstack extract` made
+    STORE/calibration/<name>-<modality>.onnx                       an int8 network, and what its ranges were found on
     STORE/clip-hashes.json                                         content hashes by path, size and mtime
 
 A shard's place follows from its key, so a lookup is one stat and needs no index or lock.
@@ -18,6 +19,8 @@ from urllib.parse import quote
 from talstack.io.errors import InputError, StoreError, TalstackError
 from talstack.io.files import canonical_json, read_json, sha256_file, sha256_text, write_json
 from talstack.io.shard import Shard, ShardKey, read_shard, write_shard
+
+NETWORK_FOLDER = "calibration"
 
 Status = Literal["done", "failed", "missing"]
 

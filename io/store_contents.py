@@ -18,9 +18,20 @@ from talstack.io.extraction import Extraction
 from talstack.io.files import TEMPORARY_PREFIX, canonical_json, read_json, sha256_text
 from talstack.io.journal import JOURNAL_FOLDER
 from talstack.io.shard import OpenShard, ShardKey
+from talstack.io.store import NETWORK_FOLDER
 
 FileKind = Literal[
-    "shard", "failure", "recipe", "extraction", "hashes", "journal", "index", "temporary", "quarantined", "foreign"
+    "shard",
+    "failure",
+    "recipe",
+    "extraction",
+    "hashes",
+    "journal",
+    "index",
+    "temporary",
+    "quarantined",
+    "network",
+    "foreign",
 ]
 
 INDEX = "index.parquet"  # see `store_index`
@@ -242,12 +253,14 @@ def _kind(parts: tuple[str, ...]) -> FileKind:
     in_recipe = _RECIPE.fullmatch(parts[0]) is not None
     if parts[0] == QUARANTINE and depth > 1:
         return "quarantined"
-    if name.startswith(TEMPORARY_PREFIX) and (depth == 1 or in_recipe or parts[0] == "extractions"):
+    if name.startswith(TEMPORARY_PREFIX) and (depth == 1 or in_recipe or parts[0] in ("extractions", NETWORK_FOLDER)):
         return "temporary"
     if depth == 1:
         return "hashes" if name == "clip-hashes.json" else "index" if name == INDEX else "foreign"
     if depth == 2 and parts[0] == JOURNAL_FOLDER and name.endswith(".jsonl"):
         return "journal"
+    if depth == 2 and parts[0] == NETWORK_FOLDER and name.endswith(".onnx"):
+        return "network"
     if depth == 2 and parts[0] == "extractions" and name.endswith(".json"):
         return "extraction"
     if depth == 2 and in_recipe and name == "recipe.json":

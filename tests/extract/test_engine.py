@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from talstack.extract.config import ExtractConfig, SamplingConfig
-from talstack.extract.engine import extract_clip_group
+from talstack.extract.engine import extract_clip_group, probe_network
 from talstack.extract.plan import ExtractionPlan, plan_extraction
 from talstack.extract.schedule import run_items
 from talstack.io.errors import ConfigError, InputError, MissingInputError
@@ -193,3 +194,15 @@ def test_missing_weights_stop_the_run_and_blame_no_recording(
     with pytest.raises(MissingInputError, match="ImageNet weights of resnet18 could not be loaded"):
         extract_clip_group(planned.items(planned.keys, 1)[0])
     assert planned.missing(planned.keys) == list(planned.keys), "nothing is recorded as failed"
+
+
+def test_what_gives_nothing_says_why(toy_data: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, panoramic=("front",), cameras=4)
+    with pytest.raises(InputError, match=r"no audio of front@yaw090; the sound of a piece is .*--view front"):
+        plan(toy_data, tmp_path / "store", config=config, views=["front@yaw090"], modalities=["audio"])
+
+
+def test_the_probe_computes_and_stores_nothing(toy_data: Path, tmp_path: Path) -> None:
+    planned = plan(toy_data, tmp_path / "store")
+    item = planned.items(planned.keys, 1)[0]
+    assert probe_network(item) == [] and planned.missing(planned.keys) == list(planned.keys)

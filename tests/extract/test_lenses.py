@@ -7,13 +7,10 @@ import pytest
 
 from talstack.extract.lenses import (
     FisheyeCircle,
-    bounding_crop,
     find_circle,
     half_crop,
     inscribed_crop,
-    mask_border,
     outside_circle,
-    split_halves,
 )
 from talstack.io.errors import InputError
 from talstack.io.media import FrameReader
@@ -33,6 +30,11 @@ def scenes(circle: FisheyeCircle | None, *, num_frames: int = 6, size: tuple[int
     return pixels
 
 
+def halves_of(pixels: np.ndarray) -> dict[str, np.ndarray]:
+    width = pixels.shape[2]
+    return {"left": pixels[:, :, : width // 2], "right": pixels[:, :, width - width // 2 :]}
+
+
 def assert_close(found: FisheyeCircle | None, expected: FisheyeCircle, abs_: float = 0.015) -> None:
     assert found is not None
     for name in ("x", "y", "radius_x", "radius_y"):
@@ -44,10 +46,6 @@ def test_halves_share_no_column_and_leave_out_the_middle_of_an_odd_width(width: 
     left, right = half_crop("left", width).pixels(width, 10), half_crop("right", width).pixels(width, 10)
     assert left == (0, 0, width // 2, 10)
     assert right == (width - width // 2, 0, width // 2, 10)
-    pixels = np.arange(width, dtype=np.uint8)[None, None, :, None] * np.ones((1, 2, 1, 3), np.uint8)
-    halves = split_halves(pixels)
-    for side, (x, _, columns, _) in (("left", left), ("right", right)):
-        assert np.array_equal(halves[side], pixels[:, :, x : x + columns])
 
 
 def test_the_reader_gives_either_half(tmp_path, write_clip) -> None:
@@ -57,7 +55,7 @@ def test_the_reader_gives_either_half(tmp_path, write_clip) -> None:
     for side in ("left", "right"):
         with FrameReader(path, crop=half_crop(side, whole.shape[2])) as reader:
             half = reader.frames_at(np.array([0.1])).pixels
-        assert np.abs(half.astype(int) - split_halves(whole)[side]).max() <= 2
+        assert np.abs(half.astype(int) - halves_of(whole)[side]).max() <= 2
 
 
 @pytest.mark.parametrize(
@@ -112,17 +110,9 @@ def test_inscribed_square_holds_nothing_of_the_border() -> None:
     assert outside_circle(SQUEEZED, larger, (50, 50))[0, 0]
 
 
-def test_bounding_square_touches_the_circle_and_its_outside_is_painted() -> None:
-    crop = bounding_crop(SQUEEZED)
-    outside = outside_circle(SQUEEZED, crop, (80, 80))
-    assert outside.mean() == pytest.approx(1 - np.pi / 4, abs=0.01)
-    pixels = np.full((2, 80, 80, 3), 99, np.uint8)
-    mask_border(pixels, outside, colour=(1, 2, 3))
-    assert (pixels[:, outside] == (1, 2, 3)).all() and (pixels[:, ~outside] == 99).all()
-    # a circle that its half cuts off
-    assert bounding_crop(FisheyeCircle(0.4, 0.5, 0.5, 0.6)).within(half_crop("right", 640)) == PictureCrop(
-        0.5, 0, 0.45, 1
-    )
+def test_a_circle_that_its_half_cuts_off_gives_what_is_there() -> None:
+    crop = inscribed_crop(FisheyeCircle(0.2, 0.5, 0.4, 0.4))
+    assert (crop.x, crop.width) == pytest.approx((0.0, 0.2 + 0.4 * np.sqrt(0.5)))
 
 
 def test_what_cannot_be() -> None:
@@ -135,8 +125,6 @@ def test_what_cannot_be() -> None:
     for shape in ((0, 96, 96, 3), (96, 96, 3), (1, 8, 96, 3)):
         with pytest.raises(InputError, match=r"pixels must be \(n, H, W, 3\)"):
             find_circle(np.zeros(shape, np.uint8))
-    with pytest.raises(InputError, match=r"mask is for pictures of \(4, 4\), got \(5, 4\)"):
-        mask_border(np.zeros((1, 5, 4, 3), np.uint8), np.zeros((4, 4), bool))
 
 
 def test_real_binocular_clips(shared_data) -> None:
@@ -148,7 +136,7 @@ def test_real_binocular_clips(shared_data) -> None:
     for row in rows[:4] + [row for row in rows if "99a2b0e2" in row["recording"]]:
         with FrameReader(folder / row["path"], size=(160, 320)) as reader:
             pixels = reader.frames_at(np.linspace(0.2, 9, 8)).pixels
-        halves = split_halves(pixels)
+        halves = halves_of(pixels)
         for side, x in (("left", 0.468), ("right", 0.532)):
             circle = find_circle(halves[side])
             if circle is None:

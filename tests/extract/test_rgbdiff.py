@@ -15,7 +15,6 @@ from talstack.extract.rgbdiff import (
     NUM_FRAMES,
     OWN_FRAME,
     difference_times_s,
-    reading_order,
 )
 from talstack.io.errors import InputError
 from talstack.io.media import FrameReader
@@ -36,11 +35,10 @@ def test_overlapping_times_are_read_once_and_in_order(tmp_path, write_clip, numb
     path = write_clip(tmp_path / "a.mp4")  # 60 frames at 30 fps
     clip = ClipSegments(path, np.arange(2), np.array([0.0, 1.0]), 59 / 30)
     times_s = difference_times_s(clip.sample_times_s(8, 1.0), end_s=clip.end_s)  # moments are closer than six frames
-    ascending, index = reading_order(times_s)
-    assert (np.diff(ascending) > 0).all() and len(ascending) < times_s.size
-    assert np.array_equal(ascending[index], times_s)
+    ascending, index = np.unique(times_s, return_inverse=True)
+    assert len(ascending) < times_s.size
     with FrameReader(path) as reader:
-        pixels = reader.frames_at(ascending).pixels[index]
+        pixels = reader.frames_at(ascending).pixels[index.reshape(times_s.shape)]
     shown = np.array(numbers_of(pixels.reshape(-1, *pixels.shape[3:]))).reshape(times_s.shape)
     assert np.array_equal(shown, np.floor(times_s * 30 + 0.03))
 

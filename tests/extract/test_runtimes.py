@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from talstack.extract import folded_steps, runtimes
+from talstack.extract import folded_steps, networks, runtimes
 from talstack.extract.backbone import TSMBackbone
 from talstack.extract.card import BackboneCard, BackboneSource
 from talstack.extract.folding import fold_network
@@ -28,7 +28,9 @@ from talstack.extract.runtime_measure import check_agreement, measure_runtimes
 from talstack.extract.runtimes import (
     Computed,
     EagerRuntime,
+    FoldedRuntime,
     build_runtime,
+    has_compiler,
     is_installed,
     largest_difference,
 )
@@ -277,3 +279,42 @@ def test_when_nothing_else_works_the_module_serves(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("talstack.extract.runtime_measure.build_runtime", build)
     choice = measure_runtimes(make_model(), ("onnxruntime",), frame_size=SIZE, threads=1)
     assert choice == Choice("eager", {}, {"onnxruntime": "ImportError: no such library"})
+
+
+@pytest.mark.slow
+def test_compile_computes_what_the_module_does() -> None:
+    if not has_compiler():
+        pytest.skip("no C++ compiler here")
+    model, pixels = make_model(), make_pixels()
+    reference = EagerRuntime(make_model()).run(pixels)
+    runtime = build_runtime("compile", model, frame_size=SIZE, threads=1)
+    check_agreement(runtime, runtime.run(pixels), reference)
+    assert largest_difference(runtime.run(pixels[:1]), Computed(reference.features[:1], *[np.zeros(1)] * 2)) < TOLERANCE
+
+
+def test_without_a_compiler_compile_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("talstack.extract.runtimes.has_compiler", lambda: False)
+    with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler"):
+        build_runtime("compile", make_model(), frame_size=SIZE, threads=1)
+    choice = measure_runtimes(make_model(), ("compile", "folded"), frame_size=SIZE, threads=1)
+    assert choice.name == "folded" and "compiler" in choice.rejected["compile"]
+
+
+def test_16_bits_in_the_folded_network_move_features_a_little() -> None:
+    pixels = make_pixels()
+    reference = EagerRuntime(make_model()).run(pixels)
+    found = FoldedRuntime(make_model(), precision="bfloat16").run(pixels)
+    assert 1e-4 < largest_difference(found, reference) < 0.1 and found.features.dtype == np.float32
+
+
+def test_a_gpu_gets_the_folded_network_where_it_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
+    order, here = make_order(runtime="auto", precision="float16"), torch.device("cpu")
+    assert "folded" in networks._build_on_gpu(make_model(), here, order).name
+    assert "eager" in networks._build_on_gpu(make_model(), here, make_order(runtime="eager", precision="float16")).name
+
+    def wrong(self: FoldedRuntime, pixels: np.ndarray) -> Computed:
+        found = EagerRuntime(make_model()).run(pixels)
+        return Computed(found.features * 1.5, found.logits, found.scene_logits)
+
+    monkeypatch.setattr(FoldedRuntime, "run", wrong)
+    assert "eager" in networks._build_on_gpu(make_model(), here, order).name

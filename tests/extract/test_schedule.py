@@ -73,6 +73,8 @@ def do(item: Item) -> list[StatusRow]:
         raise InputError(f"{key}: no")
     rows = []
     for key in item.keys:
+        if item.does == "kill at bad" and key.view == "bad":
+            os.kill(os.getpid(), signal.SIGKILL)
         values = np.full((3, 2), len(key.recording), np.float16)
         store.write(key, Shard(values, np.ones(3, bool), TIMES_S))
         rows.append(StatusRow(key.recording, key.view, key.modality, "done", 3, 3))
@@ -146,6 +148,57 @@ def test_workers_that_all_die_blame_no_recording(tmp_path: Path) -> None:
     with pytest.raises(TalstackError, match=r"the first 8 workers all died \(SIGKILL, out of memory\?\)"):
         run_items(items, jobs=2, run=do)
     assert {FeatureStore(tmp_path).status(made.keys[0]) for made in items} == {"missing"}
+
+
+def live(item: Item) -> list[StatusRow]:
+    return []
+
+
+def die(item: Item) -> list[StatusRow]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return []
+
+
+def test_many_broken_files_on_a_sound_machine_are_quarantined(tmp_path: Path) -> None:
+    """As `--retry-failed` meets them: every item is a killer."""
+    items, warnings = [item(tmp_path, f"r{number}", "kill") for number in range(9)], []
+    rows = run_items(items, jobs=2, run=do, probe=live, warn=warnings.append)
+    assert all(row.quarantined for row in rows) and len(rows) == 9
+    assert sum("it is the clips" in text for text in warnings) == 1
+    with pytest.raises(TalstackError, match="no recording's fault"):
+        run_items([item(tmp_path / "b", f"r{number}", "kill") for number in range(9)], jobs=2, run=do, probe=die)
+
+
+def test_only_the_shard_that_kills_is_quarantined(tmp_path: Path) -> None:
+    keys = tuple(make_key("a", view) for view in ("front", "bad", "left", "right"))
+    (rows,) = [run_items([Item(tmp_path, keys, "kill at bad")], jobs=1, run=do)]
+    assert [(row.view, row.outcome, row.quarantined) for row in rows] == [
+        ("front", "done", False), ("bad", "failed", True), ("left", "done", False), ("right", "done", False),
+    ]  # fmt: skip
+
+
+def test_a_clip_of_which_every_shard_kills_is_given_up_soon(tmp_path: Path) -> None:
+    keys = tuple(make_key("a", view) for view in ("front", "left", "right", "ego"))
+    rows = run_items([Item(tmp_path, keys, "kill")], jobs=1, run=do)
+    assert [row.outcome for row in rows] == ["failed"] * 4
+    assert len(begun(tmp_path, "a")) == 4, "twice together, and two shards alone"
+
+
+def test_a_worker_that_died_idle_costs_no_try(tmp_path: Path) -> None:
+    """Its death is noticed only when it is given the next item, which it never begins."""
+    calls = []
+
+    def pool(tasks: Any, orders: Orders, workers: Workers) -> Any:
+        calls.append(len(tasks))
+        for task in tasks:
+            if len(calls) == 1:
+                yield Reply(task.name, death="SIGKILL")
+            else:
+                yield Reply(task.name, tuple(work(task, orders)))
+
+    rows = run_items([item(tmp_path, "a"), item(tmp_path, "b")], jobs=2, run=do, pool=pool)
+    assert calls == [2, 2], "both were tried again together, and none alone"
+    assert [(row.outcome, row.attempts) for row in rows] == [("done", 1), ("done", 1)]
 
 
 def test_of_several_shards_those_that_were_made_stay(tmp_path: Path) -> None:

@@ -106,3 +106,16 @@ def test_columns_of_several_networks_are_never_used(manifest: Manifest, quick: H
 def test_features_of_several_networks_are_not_exported(manifest: Manifest, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="front/rgb: the features come from several networks"):
         export_features(cross_fitted(manifest, tmp_path / "s", seed=0), "front", "rgb", out=tmp_path / "out")
+
+
+def test_a_long_recording_is_read_in_blocks(make_features: MakeFeatures, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, asked = make_features(), []
+    whole = read_group(features, "front", "rgb")
+    real = FeatureSet.rows
+    monkeypatch.setattr("talstack.heads.features.BLOCK_ROWS", 15)
+    monkeypatch.setattr(FeatureSet, "rows", lambda self, *what: asked.append(what[-2:]) or real(self, *what))
+    found = read_group(features, "front", "rgb")
+    assert asked[:3] == [(0, 15), (15, 30), (30, 40)]
+    for name in ("features", "valid", "log_probs", "aligned"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+    assert whole.subset(np.ones(len(whole.recordings), bool)) is whole, "no copy of all of it"

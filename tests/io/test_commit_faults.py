@@ -12,18 +12,19 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from talstack.io.errors import MissingInputError, StoreError, TalstackError, WriteError
-from talstack.io.files import TEMPORARY_PREFIX, atomic_path, write_bytes, write_text
+from talstack.io.files import TEMPORARY_PREFIX, atomic_path, write_text
 from talstack.io.shard import Shard, ShardKey, read_shard, write_shard
 from talstack.io.store import FeatureStore
 
-CALLS = frozenset({"mkdir", "open", "write", "fsync", "close", "replace", "unlink"})
 KEY = ShardKey("rec-1", "front", "rgb", {"kind": "rgb"}, ({"name": "c", "sha256": "0" * 64},), 4.0, 1.0)
 Act = Callable[..., object]
+Watch = Callable[[Act], Any]
 
 
 def make_shard(seed: int) -> Shard:
@@ -34,37 +35,8 @@ def make_shard(seed: int) -> Shard:
 OLD, NEW = make_shard(0), make_shard(1)
 
 
-class WatchedOs:
-    """The `os` module, with `act(number, name, real, args)` in place of every call of a commit."""
-
-    def __init__(self, act: Act) -> None:
-        self.calls: list[str] = []
-        self.act = act
-
-    def __getattr__(self, name: str) -> object:
-        real = getattr(os, name)
-        if name not in CALLS:
-            return real
-
-        def call(*args: object) -> object:
-            self.calls.append(name)
-            return self.act(len(self.calls), name, real, args)
-
-        return call
-
-
 def plainly(number: int, name: str, real: Callable, args: tuple) -> object:
     return real(*args)
-
-
-@pytest.fixture
-def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Act], WatchedOs]:
-    def install(act: Act) -> WatchedOs:
-        watched = WatchedOs(act)
-        monkeypatch.setattr("talstack.io.files.os", watched)
-        return watched
-
-    return install
 
 
 def state(path: Path) -> str:
@@ -121,7 +93,7 @@ def killer(at: int, half: bool) -> Act:
     return act
 
 
-def test_killed_before_and_inside_every_call(tmp_path: Path, watch: Callable[[Act], WatchedOs]) -> None:
+def test_killed_before_and_inside_every_call(tmp_path: Path, watch: Watch) -> None:
     seen: Counter[tuple[str, str]] = Counter()
     for before, fresh in stores(tmp_path):
         store, watched = fresh(), watch(plainly)
@@ -224,9 +196,7 @@ def refusing(number_from: int, number_to: float, code: int) -> Act:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EACCES], ids=["ENOSPC", "EIO", "EACCES"])
-def test_every_call_refused(
-    tmp_path: Path, watch: Callable[[Act], WatchedOs], open_below: Callable[[Path], list[str]], code: int
-) -> None:
+def test_every_call_refused(tmp_path: Path, watch: Watch, open_below: Callable[[Path], list[str]], code: int) -> None:
     seen: Counter[str] = Counter()
     for before, fresh in stores(tmp_path):
         watched = watch(plainly)
@@ -257,7 +227,7 @@ def test_every_call_refused(
     print(f"\n{errno.errorcode[code]}: {dict(seen)}")
 
 
-def test_a_write_of_fewer_bytes_goes_on(tmp_path: Path, watch: Callable[[Act], WatchedOs]) -> None:
+def test_a_write_of_fewer_bytes_goes_on(tmp_path: Path, watch: Watch) -> None:
     def short(number: int, name: str, real: Callable, args: tuple) -> object:
         return real(args[0], args[1][:1000]) if name == "write" else real(*args)
 
@@ -268,9 +238,7 @@ def test_a_write_of_fewer_bytes_goes_on(tmp_path: Path, watch: Callable[[Act], W
 
 
 @pytest.mark.parametrize(("code", "ends"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)])
-def test_folders_that_cannot_be_fsynced(
-    tmp_path: Path, watch: Callable[[Act], WatchedOs], code: int, ends: bool
-) -> None:
+def test_folders_that_cannot_be_fsynced(tmp_path: Path, watch: Watch, code: int, ends: bool) -> None:
     def act(number: int, name: str, real: Callable, args: tuple) -> object:
         if name == "fsync" and os.path.isdir(f"/proc/self/fd/{args[0]}"):
             raise OSError(code, os.strerror(code))
@@ -308,126 +276,3 @@ def test_colleagues_may_read_what_was_committed(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "note.txt").stat().st_mode & 0o777 == 0o640
-
-
-# ------------------------------------------------------------------------------------------------------- power cut
-
-
-class ModelDisk:
-    """What a disk may hold after a power cut.
-
-    Content of a file is safe once the file was fsynced, names of a folder once the folder was. Until then the disk may
-    have kept any of them: every subset of the changed names, and of a file all, half, zeros or what was safe.
-
-    Attributes:
-        safe, live: content by file number.
-        names: safe names of a folder; `changes`: those not yet safe, in order, None for a name that was removed.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.safe: dict[int, bytes] = {}
-        self.live: dict[int, bytes] = {}
-        self.names: dict[Path, dict[str, object]] = {root: {}}
-        self.changes: dict[Path, list[tuple[str, object]]] = {root: []}
-        self.handles: dict[int, object] = {}
-        self.root = root
-
-    def _now(self, folder: Path) -> dict[str, object]:
-        return {**self.names[folder], **dict(self.changes[folder])}
-
-    def act(self, number: int, name: str, real: Callable, args: tuple) -> object:
-        """Do the call and note what it does to the disk."""
-        result = real(*args)
-        if name == "mkdir":
-            self.names[args[0]], self.changes[args[0]] = {}, []
-            self.changes[args[0].parent].append((args[0].name, args[0]))
-        elif name == "open":
-            self.handles[result] = self._opened(args[0], args[1])
-        elif name == "write":
-            self.live[self.handles[args[0]]] += bytes(args[1])[:result]
-        elif name == "fsync" and isinstance(self.handles[args[0]], Path):
-            folder = self.handles[args[0]]
-            self.names[folder], self.changes[folder] = self._now(folder), []
-        elif name == "fsync":
-            self.safe[self.handles[args[0]]] = self.live[self.handles[args[0]]]
-        elif name == "replace":
-            moved = self._now(args[0].parent)[args[0].name]
-            self.changes[args[1].parent] += [(args[1].name, moved)]
-        elif name == "unlink":
-            self.changes[args[0].parent].append((args[0].name, None))
-        return result
-
-    def _opened(self, path: Path, flags: int) -> object:
-        if path in self.names:
-            return path
-        if flags & os.O_CREAT:
-            number = len(self.live)
-            self.live[number] = self.safe[number] = b""
-            self.changes[path.parent].append((path.name, number))
-            return number
-        return self._now(path.parent)[path.name]
-
-    def after_a_cut(self, path: Path) -> set[bytes | None]:
-        """Return everything that may lie at `path` after a power cut now; None is nothing."""
-        found: set[bytes | None] = set()
-        pending = [(folder, change) for folder, changes in self.changes.items() for change in changes]
-        for kept in itertools.product((False, True), repeat=len(pending)):
-            names = {folder: dict(safe) for folder, safe in self.names.items()}
-            for (folder, (name, number)), is_kept in zip(pending, kept, strict=True):
-                if is_kept:
-                    names[folder][name] = number
-            at: object = self.root
-            for part in path.relative_to(self.root).parts:
-                at = names[at].get(part) if isinstance(at, Path) else None
-            found |= {None} if at is None else self._contents(at)
-        return found
-
-    def _contents(self, number: int) -> set[bytes | None]:
-        safe, live = self.safe[number], self.live[number]
-        return {safe} if safe == live else {safe, live, live[: len(live) // 2], bytes(len(live))}
-
-
-def cut_everywhere(
-    root: Path, watch: Callable[[Act], WatchedOs], *, before: str, lost_fsync: int = 0
-) -> tuple[Counter[str], set[str]]:
-    """Commit on a model disk; return what cuts after each call leave, and what one after the commit leaves.
-
-    Args:
-        lost_fsync: number of the fsync that does nothing; 0: all work.
-    """
-    root.mkdir()
-    disk, path = ModelDisk(root), root / "recipe" / "rec-1" / "shard.h5"
-    names: dict[bytes | None, str] = {None: "absent"}
-    if before == "old":
-        watch(disk.act)
-        write_bytes(path, b"old " * 100)
-        names[b"old " * 100] = "old"
-    names[b"new " * 100] = "new"
-    seen: Counter[str] = Counter()
-    fsyncs = itertools.count(1)
-
-    def act(number: int, name: str, real: Callable, args: tuple) -> object:
-        lost = name == "fsync" and next(fsyncs) == lost_fsync
-        result = real(*args) if lost else disk.act(number, name, real, args)
-        seen.update(names.get(content, "torn") for content in disk.after_a_cut(path))
-        return result
-
-    watch(act)
-    write_bytes(path, b"new " * 100)
-    return seen, {names.get(content, "torn") for content in disk.after_a_cut(path)}
-
-
-@pytest.mark.parametrize(("before", "num_fsyncs"), [("absent", 4), ("old", 2)])
-def test_a_power_cut_leaves_old_or_new(
-    tmp_path: Path, watch: Callable[[Act], WatchedOs], before: str, num_fsyncs: int
-) -> None:
-    during, after = cut_everywhere(tmp_path / "disk", watch, before=before)
-    print(f"\npower cut, {before} before: {dict(during)}; after the commit: {after}")
-    assert set(during) == {before, "new"}
-    assert after == {"new"}, "what was committed stays"
-    for lost in range(1, num_fsyncs + 1):
-        during, after = cut_everywhere(tmp_path / f"disk{lost}", watch, before=before, lost_fsync=lost)
-        print(f"  without fsync {lost}: {dict(during)}; after: {after}")
-        assert "torn" in during or after != {"new"}, f"fsync {lost} of {num_fsyncs} is not needed, or not tested"
-    during, after = cut_everywhere(tmp_path / "none", watch, before=before, lost_fsync=num_fsyncs + 1)
-    assert "torn" not in during, "there are no more fsyncs than these"

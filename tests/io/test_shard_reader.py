@@ -54,6 +54,7 @@ def read_all(reader: ShardReader) -> tuple[int, int, bool]:
 def test_only_the_rows_asked_for_are_read(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     with ShardReader(store) as reader:
         assert reader.num_rows(KEYS[1]) == NUM_ROWS
+        assert is_right(reader.rows(KEYS[1], 0, 1), 1, 0, 1)  # the first time all of it is checked
         asked = []
         real = h5py.Dataset.__getitem__
         monkeypatch.setattr(h5py.Dataset, "__getitem__", lambda self, at: asked.append(at) or real(self, at))
