@@ -72,7 +72,7 @@ class _SlicesOnce(torch.autograd.Function):
     """Every element is copied once, each part to its place; the gradient is the opposite shift."""
 
     @staticmethod
-    def forward(ctx, x, num_frames, backwards):  # type: ignore[no-untyped-def,override]
+    def forward(ctx, x, num_frames, backwards):  # type: ignore[no-untyped-def]
         ctx.how = num_frames, backwards
         frames, fold = x.view(-1, num_frames, *x.shape[1:]), x.shape[1] // FOLD_DIV
         parts = [slice(0, fold), slice(fold, 2 * fold)]
@@ -86,7 +86,7 @@ class _SlicesOnce(torch.autograd.Function):
         return out.view(x.shape)
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def,override]
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
         num_frames, backwards = ctx.how
         return _SlicesOnce.apply(grad, num_frames, not backwards), None, None
 
@@ -100,12 +100,12 @@ class _InPlaceBack(torch.autograd.Function):
     """As the one in use, but the gradient is shifted where it lies (nothing else may hold it)."""
 
     @staticmethod
-    def forward(ctx, x, num_frames):  # type: ignore[no-untyped-def,override]
+    def forward(ctx, x, num_frames):  # type: ignore[no-untyped-def]
         ctx.num_frames = num_frames
         return plain_clone(x, num_frames)
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def,override]
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
         frames, fold = grad.view(-1, ctx.num_frames, *grad.shape[1:]), grad.shape[1] // FOLD_DIV
         later, earlier = frames[:, :, :fold], frames[:, :, fold : 2 * fold]
         later[:, 1:] = later[:, :-1].clone()
