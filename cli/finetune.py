@@ -50,6 +50,8 @@ def command(data: Path, out: Path, config_file: Path | None, cross_fit: int | No
         return
     for member, source in zip(made.members, made.sources, strict=True):
         card, epochs = source.card, progress.epochs_of(member.name)
+        for note in card.training["start"]:
+            err.print(f"weights: {note}", highlight=False)
         for reason in card.training["skipped"]:
             err.print(f"left out: {reason}", highlight=False)
         done = f"fine-tuned in {epochs} epochs" if epochs else "unchanged"

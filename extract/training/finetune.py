@@ -59,7 +59,8 @@ def split_recordings(manifest: Manifest, config: FinetuneConfig) -> RecordingSpl
             f"{config.holdout_folds} folds and validating on {config.validation_folds}; lower finetune.holdout_folds "
             "or finetune.validation_folds, or import with more --folds"
         )
-    if not set(manifest.recordings_of(["train", "val"])) - {*train, *validation}:
+    known = {*train, *validation, *_start(config)[1]}
+    if not set(manifest.recordings_of(["train", "val"])) - known:
         raise LeakError(
             f"{manifest.name}: the backbone would see every recording of train and val, and the stacker needs some "
             "it has not seen; set finetune.holdout_folds to 1 or more, or give the data set a val split"
@@ -111,9 +112,11 @@ def finetune(
             if not processes.first:
                 sets = task.training_sets(folder, hashes, jobs=1)
             checkpoint = checkpoint_path(out, fingerprint)
-            trained = task.trainer(sets, processes).run(checkpoint, watcher)
+            model, notes = task.first_network()
+            trained = task.trainer(model, sets, processes).run(checkpoint, watcher)
             if processes.first:
-                training = {"fingerprint": fingerprint, **task.description(sets, trained, processes)}
+                about = task.description(sets, trained, processes)
+                training = {"fingerprint": fingerprint, "start": list(notes), **about}
                 _save(out, replace(task.card(), training=training), trained)
                 remove_checkpoint(checkpoint)
             processes.wait()
@@ -139,11 +142,6 @@ class _Task:
             "recording", "view", "clip"
         )
 
-    @property
-    def _start(self) -> tuple[str, tuple[str, ...]]:
-        """Return the content hash of the weights to start from, and the recordings they have seen."""
-        return start_identity(Path(self.config.weights).expanduser()) if self.config.weights else ("", ())
-
     def fingerprint(self, hashes: ClipHashes) -> str:
         """Return the hash of everything that decides the weights."""
         manifest, clips = self.manifest, self._clips
@@ -151,7 +149,7 @@ class _Task:
         instances = manifest.instances.filter(known).sort("recording", "start_s", "end_s", "label")
         recordings = manifest.recordings.filter(known).select("recording", "duration_s", "scene").sort("recording")
         config = {name: value for name, value in to_dict(self.config).items() if name not in _NEUTRAL}
-        config["weights"] = self._start[0]
+        config["weights"] = _start(self.config)[0]
         content = {
             "code": CODE_VERSION, "config": config, "sampling": to_dict(self.sampling),
             "train": self.split.train, "validation": self.split.validation,
@@ -172,7 +170,7 @@ class _Task:
             arch=config.arch, shift=config.shift, causal=config.causal, segment_s=sampling.segment_s,
             frames_per_segment=sampling.frames_per_segment, frame_size=sampling.frame_size,
             actions=self.manifest.actions, scenes=self.manifest.scenes,
-            seen=tuple(sorted({*self.split.train, *self._start[1]})), validated=self.split.validation,
+            seen=tuple(sorted({*self.split.train, *_start(self.config)[1]})), validated=self.split.validation,
         )  # fmt: skip
 
     def training_sets(self, folder: Path, hashes: ClipHashes, jobs: int) -> list[TrainingSet]:
@@ -193,18 +191,23 @@ class _Task:
             made[0] = made[0].of_actions(exclusive=self.config.loss == "softmax")
         return made
 
-    def trainer(self, sets: Sequence[TrainingSet], processes: Processes) -> Trainer:
-        """Return the trainer of a network with its first weights."""
-        data, *validation = sets
-        torch.manual_seed(self.config.seed)
+    def first_network(self) -> tuple[TSMBackbone, tuple[str, ...]]:
+        """Return the network with its first weights, and what was assumed about them."""
         config, card = self.config, self.card()
+        torch.manual_seed(config.seed)
         model = build_network(card, imagenet=config.imagenet and not config.weights, dropout=config.dropout)
+        notes: tuple[str, ...] = ()
         if config.weights:
-            start_from(model, card, Path(config.weights).expanduser())
-        if not self.config.background:
+            notes = start_from(model, card, Path(config.weights).expanduser())
+        if not config.background:
             _drop_background(model)
+        return model, notes
+
+    def trainer(self, model: TSMBackbone, sets: Sequence[TrainingSet], processes: Processes) -> Trainer:
+        """Return the trainer of a network."""
+        data, *validation = sets
         held_out = validation[0] if validation else None
-        return Trainer(model, data, card, config, validation=held_out, processes=processes)
+        return Trainer(model, data, self.card(), self.config, validation=held_out, processes=processes)
 
     def description(self, sets: Sequence[TrainingSet], trained: Trained, processes: Processes) -> dict[str, Any]:
         """Return what the card says about the training."""
@@ -218,6 +221,11 @@ class _Task:
             "versions": {name: version(name) for name in ("torch", "torchvision")}
             | {"python": platform.python_version()},
         }  # fmt: skip
+
+
+def _start(config: FinetuneConfig) -> tuple[str, tuple[str, ...]]:
+    """Return the content hash of the weights to start from, and the recordings that they have seen."""
+    return start_identity(Path(config.weights).expanduser()) if config.weights else ("", ())
 
 
 def _drop_background(model: TSMBackbone) -> None:

