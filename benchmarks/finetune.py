@@ -9,6 +9,7 @@ against a plain PyTorch loop that decodes every segment when it is its turn. Wha
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -59,18 +60,19 @@ def with_scene_weight(weight: float, config: FinetuneConfig) -> FinetuneConfig:
     return replace(config, scene_weight=weight)
 
 
-def talstack(*arguments: object) -> str:
+def talstack(*arguments: object, **environment: str) -> str:
     """Run a talstack command and return what it printed; stop where it fails."""
     command = [sys.executable, "-P", "-m", "talstack.cli", *map(str, arguments)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env={**os.environ, **environment})
     if done.returncode:
         click.echo(done.stderr[-4000:], err=True)
         sys.exit(done.returncode)
     return done.stdout
 
 
-def score(data: Path, config: Config, folder: Path, store: Path) -> dict[str, float]:
+def score(data: Path, config: Config, folder: Path, store: Path, *, on_cpu: bool) -> dict[str, float]:
     """Return the figures of one backbone, fractions; trains it where it is not there."""
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}
     folder.mkdir(parents=True, exist_ok=True)
     config = replace(config, extract=replace(config.extract, modalities=("rgb",)))
     config.save_resolved(folder)
@@ -84,7 +86,7 @@ def score(data: Path, config: Config, folder: Path, store: Path) -> dict[str, fl
     )  # fmt: skip
     seconds = time.monotonic() - started
     name = folder.name
-    talstack("extract", data, "--store", store, "--backbone", backbone, "--config", settings, "--name", name)
+    talstack("extract", data, "--store", store, "--backbone", backbone, "--config", settings, "--name", name, **hidden)
     talstack("heads", data, "--store", store, "--run", run, "--config", settings, "--extraction", name)
     out = talstack(
         "submit", data, "--store", store, "--run", run, "--config", settings, "--format", "csv",
@@ -217,10 +219,12 @@ def print_speed(data: Path, config: Config, out: Path) -> None:
 @click.option("--seeds", type=int, default=1, show_default=True, help="Trainings of every variant.")
 @click.option("--scene-weights", default="0,0.1,1", show_default=True, help="Weights of the scene task to try.")
 @click.option("--only", multiple=True, help="Only this variant (may be given several times).")
+@click.option("--extract-on-cpu", is_flag=True, help="Keep the GPU for training: small networks wait for decoding.")
 @click.option("--speed/--no-speed", default=True, show_default=True, help="Measure the time of an epoch too.")
-def main(
-    data: Path, config_file: Path, out: Path, seeds: int, scene_weights: str, only: tuple[str, ...], speed: bool
-) -> None:
+def main(  # noqa: PLR0913 - one parameter per option
+    data: Path, config_file: Path, out: Path, seeds: int, scene_weights: str, only: tuple[str, ...],
+    extract_on_cpu: bool, speed: bool,
+) -> None:  # fmt: skip
     """Train and score every variant on DATA, and print the tables."""
     config = load_config(config_file)
     if speed:
@@ -234,7 +238,8 @@ def main(
         for seed in range(seeds):
             click.echo(f"{name}, seed {seed}", err=True)
             settings = replace(config, finetune=replace(change(config.finetune), seed=config.finetune.seed + seed))
-            rows.append(score(data, settings, out / f"{name.replace(' ', '-')}-{seed}", out / "store"))
+            folder = out / f"{name.replace(' ', '-')}-{seed}"
+            rows.append(score(data, settings, folder, out / "store", on_cpu=extract_on_cpu))
         cells = []
         for column in names:
             values = np.array([row[column] for row in rows]) * (1 if column == "seconds" else 100)
