@@ -119,7 +119,10 @@ def print_path(manifest: Manifest, data: Path, folder: Path, rates: dict[str, fl
     compared = talstack("compare", folder / "int8", folder / "float32", "--data", data, "--json")
     found = json.loads(compared)
     click.echo(f"network within talstack extract: {rates['int8'] / rates['float32']:.2f} times float32's segments/s")
-    click.echo(json.dumps({key: found[key] for key in found if key not in ("classes", "a", "b")}, indent=1))
+    gap = found["average_difference"]
+    averages = (100 * found[which]["average_map"]["estimate"] for which in ("a", "b"))
+    click.echo("average mAP in percent: int8 {:.1f}, float32 {:.1f}".format(*averages), nl=False)
+    click.echo("; difference {estimate:+.1f} [{low:+.1f}, {high:+.1f}]".format(**{k: 100 * v for k, v in gap.items()}))
 
 
 @click.command()

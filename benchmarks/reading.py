@@ -4,7 +4,7 @@
 
 A store of random features is made, and read in fresh processes (Linux only): as `talstack heads` does, block by block
 into the finished matrix, and as a list of whole shards that is then concatenated. "over imports" is the process's peak
-without what it held before it read; the matrix itself is given for comparison.
+without what it held before it read; the matrix itself is given for comparison. Seconds are the processor's.
 """
 
 import json
@@ -32,7 +32,7 @@ FORMS = {"block": "block by block into one matrix", "list": "whole shards, then 
 
 def make_store(root: Path, recordings: int, segments: int, width: int) -> None:
     names = [f"r{number:04d}" for number in range(recordings)]
-    rows = [(name, float(segments), "", "train") for name in names]
+    rows = [(name, float(segments), None, "train") for name in names]
     clips = [(name, "front", "c", f"{name}.mp4", 0.0, float(segments), 30.0, 64, 64, False) for name in names]
     manifest = Manifest(
         "made", root, ("a",), (), pl.DataFrame(rows, schema=SCHEMAS["recordings"], orient="row"),
@@ -51,14 +51,14 @@ def make_store(root: Path, recordings: int, segments: int, width: int) -> None:
 def read(root: Path, form: str) -> dict[str, float]:
     """Read the store in this process; return seconds and megabytes."""
     features = FeatureSet.open(Manifest.load(root / "data"), root / "store")
-    before, started_s = _peak_mb(), time.perf_counter()
+    before, started_s = _peak_mb(), time.process_time()
     if form == "block":
         matrix = read_group(features, "front", "rgb").features
     else:
         names = sorted(features.manifest.recordings["recording"])
         shards = [shard for name in names if (shard := features.read(name, "front", "rgb")) is not None]
         matrix = np.concatenate([shard.features for shard in shards])
-    seconds = time.perf_counter() - started_s
+    seconds = time.process_time() - started_s
     return {"seconds": seconds, "added_mb": _peak_mb() - before, "matrix_mb": matrix.nbytes / 1e6}
 
 
@@ -85,7 +85,7 @@ def main(recordings: int, segments: int, width: int, rounds: int, one: tuple[str
             command = [sys.executable, "-P", __file__, "--one", folder, form]
             runs[form].append(json.loads(subprocess.run(command, capture_output=True, check=True).stdout))
     table = Table(
-        "read", "s", "matrix MB", "over imports MB", title=f"{recordings} x {segments} x {width}, {rounds} rounds"
+        "read", "CPU s", "matrix MB", "over imports MB", title=f"{recordings} x {segments} x {width}, {rounds} rounds"
     )
     for form, name in FORMS.items():
         figures = [statistics.median(run[key] for run in runs[form]) for key in ("seconds", "matrix_mb", "added_mb")]
