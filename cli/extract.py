@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--modality", "modalities", multiple=True, help="Only rgb, rgbdiff, audio or an external feature's name.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file; see `talstack init`.")
 @click.option("--name", help="Name of this extraction for `talstack heads --extraction` [the data set's name].")
-@jobs_option("Processes", chosen="one per GPU, or one per core as far as memory goes")
+@jobs_option("Processes", chosen="up to four per GPU, or one per core as far as memory goes")
 @click.option(
     "--backend",
     type=click.Choice(["loky", "dask", "ray"]),

@@ -10,6 +10,8 @@ import joblib
 # are the largest); measured by benchmarks/workers.py
 PROCESS_BYTES = 800_000_000
 BYTES_PER_PIXEL = 300
+# processes that share a GPU: decoding is what it waits for (four were 1.65 times one with 16 cores, docs/decisions/0012)
+PER_GPU, CORES_PER_PROCESS = 4, 4
 HELD_BATCHES = 4  # of decoded pictures: one computed with, two waiting, one being read
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -43,7 +45,7 @@ def choose_workers(
     """Return the workers for this many items.
 
     Without GPUs one process per core, fewer where there are fewer items or less memory; what cores are left over
-    become threads. With GPUs one process each, and the cores shared out among them.
+    become threads. With GPUs up to `PER_GPU` processes each, as far as there are cores to decode for them.
 
     Args:
         jobs: how many processes; 0 chooses.
@@ -54,7 +56,7 @@ def choose_workers(
     """
     cores = int(joblib.cpu_count()) if cores is None else cores
     if not jobs:
-        jobs = num_gpus or cores
+        jobs = num_gpus * max(1, min(PER_GPU, cores // (num_gpus * CORES_PER_PROCESS))) if num_gpus else cores
         memory_bytes = available_bytes() if memory_bytes is None and process_bytes else memory_bytes
         if process_bytes and memory_bytes is not None:
             jobs = min(jobs, memory_bytes // process_bytes)
