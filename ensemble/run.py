@@ -22,7 +22,8 @@ from talstack.ensemble.crossfit import (
     fit_weights,
     learnable_folds,
 )
-from talstack.ensemble.decode import Curves, Decoder, DecodeSettings
+from talstack.ensemble.curves import Curves
+from talstack.ensemble.decode import Decoder, DecodeSettings
 from talstack.ensemble.evidence import Evidence
 from talstack.ensemble.heads_run import HeadsRun
 from talstack.ensemble.tune import TARGET_TIOU, average_map, tune

@@ -12,7 +12,8 @@ import numpy as np
 import polars as pl
 
 from talstack.ensemble.config import EnsembleConfig
-from talstack.ensemble.decode import Curves, Decoder, DecodeSettings
+from talstack.ensemble.curves import Curves
+from talstack.ensemble.decode import Decoder, DecodeSettings
 from talstack.evaluate.map import evaluate_detections
 from talstack.io.intervals import pairwise_tiou
 

@@ -8,6 +8,7 @@ import pytest
 
 from talstack.ensemble.config import EnsembleConfig
 from talstack.ensemble.decode import Curves, Decoder
+from talstack.ensemble.durations import ClassDurations
 from talstack.ensemble.tune import boundary_bias, first_settings, tune
 from talstack.io.detections import DETECTION_SCHEMA
 from talstack.io.errors import ConfigError
@@ -33,7 +34,7 @@ def scene(known: dict[str, list[tuple[float, float]]], *, late_s: float = 0.0):
     action = np.stack(columns, axis=1)
     rows = [("r", start, end, label) for label, intervals in known.items() for start, end in intervals]
     instances = pl.DataFrame(rows, schema=SCHEMAS["instances"], orient="row")
-    decoder = Decoder(tuple(known), {"r": grid}, np.array([[0.0, np.inf]] * len(known)))
+    decoder = Decoder(tuple(known), {"r": grid}, ClassDurations.unknown(len(known)))
     return decoder, Curves(SegmentIndex(("r",), (len(grid),)), action, action.max(axis=1)), instances
 
 
