@@ -40,7 +40,8 @@ class DecodeSettings:
         smoothing_power: how far that length follows a class's typical duration: 0 not at all, 1 in proportion.
         proposals: runs of the activity curve, of the class curves, or both.
         activity_thresholds, class_thresholds: levels at which runs are cut out of the curves.
-        hmm_levels: levels at which the hidden Markov model looks for runs too; empty for none.
+        hmm: whether the hidden Markov model looks for runs too.
+        hmm_levels: at which levels.
         hmm_weight: how much a segment counts there.
         gap_s: runs with at most this between them are one, seconds.
         labels_per_run: how many classes an activity run is proposed for.
@@ -62,7 +63,8 @@ class DecodeSettings:
     proposals: ProposalCurves = "both"
     activity_thresholds: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     class_thresholds: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-    hmm_levels: tuple[float, ...] = ()
+    hmm: bool = False
+    hmm_levels: tuple[float, ...] = (0.2, 0.35, 0.5)
     hmm_weight: float = 0.5
     gap_s: float = 0.0
     labels_per_run: int = 6
@@ -141,7 +143,7 @@ class Decoder:
 
     def decode(self, curves: Curves, settings: DecodeSettings, fitted: Fitted = NOTHING) -> pl.DataFrame:
         """Return the detections: recording, start_s, end_s, label, score; by recording, then descending score."""
-        batches = [self._detections(batch, settings, fitted) for batch in self.propose(curves, settings)]
+        batches = [self.detect(batch, settings, fitted) for batch in self.propose(curves, settings)]
         table = pl.concat([pl.DataFrame(schema=DETECTION_SCHEMA), *batches])
         if fitted.calibration is not None:
             table = table.with_columns(score=pl.Series(fitted.calibration.apply(table["score"].to_numpy())))
@@ -198,7 +200,7 @@ class Decoder:
 
     def _markov_runs(self, names: list[str], values: list[np.ndarray], settings: DecodeSettings) -> list[list[Runs]]:
         found: list[list[Runs]] = [[] for _ in names]
-        if not settings.hmm_levels:
+        if not settings.hmm:
             return found
         segment_s = self.grids[names[0]].segment_s
         d = self.durations
@@ -234,7 +236,10 @@ class Decoder:
         wanted: np.ndarray = (curve == 0) == (settings.proposals == "activity")
         return wanted
 
-    def _detections(self, batch: list[Found], settings: DecodeSettings, fitted: Fitted) -> pl.DataFrame:
+    def detect(self, batch: list[Found], settings: DecodeSettings, fitted: Fitted = NOTHING) -> pl.DataFrame:
+        """Return the detections out of the proposals of some recordings, in no order; scores are not calibrated."""
+        if not batch:
+            return pl.DataFrame(schema=DETECTION_SCHEMA)
         proposals = [self.refined(found, settings, fitted) for found in batch]
         scores = np.concatenate([self._scores(*pair, settings, fitted) for pair in zip(batch, proposals, strict=True)])
         owner = np.repeat(np.arange(len(batch)), [len(p.label) for p in proposals])

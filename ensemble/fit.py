@@ -11,7 +11,7 @@ import polars as pl
 
 from talstack.ensemble.calibration import Calibration
 from talstack.ensemble.curves import Curves
-from talstack.ensemble.decode import NOTHING, Decoder, DecodeSettings, Fitted, Found
+from talstack.ensemble.decode import Decoder, DecodeSettings, Fitted, Found
 from talstack.ensemble.proposals import Proposals
 from talstack.ensemble.refine import EdgeModel
 from talstack.ensemble.scoring import Scorer
@@ -48,16 +48,15 @@ def nearest_instances(recording: str, proposals: Proposals, truth: Truth) -> tup
     return best, nearest
 
 
-def fit(decoder: Decoder, curves: Curves, truth: Truth, settings: DecodeSettings, *, tiou: tuple[float, ...]) -> Fitted:
-    """Return what the settings ask for, learned on all recordings of `curves`.
+def fit(
+    decoder: Decoder, every: list[Found], truth: Truth, settings: DecodeSettings, *, tiou: tuple[float, ...]
+) -> Fitted:
+    """Return what the settings ask for, learned on proposals from predictions that are not in-sample.
 
     Args:
-        curves: predictions that are not in-sample.
+        every: `Decoder.propose` with the same settings.
         tiou: thresholds of the target metric; a proposal's quality is the share of them that it reaches.
     """
-    if not settings.refine and settings.score == "plain":
-        return NOTHING
-    every = [found for batch in decoder.propose(curves, settings) for found in batch]
     fitted = Fitted(_fit_edges(decoder, every, truth) if settings.refine else ())
     if settings.score == "plain":
         return fitted
@@ -123,26 +122,20 @@ def fit_calibration(
 
 
 def decode_held_out(
-    decoder: Decoder,
-    curves: Curves,
-    truth: Truth,
-    settings: DecodeSettings,
-    *,
-    groups: dict[str, int],
-    tiou: tuple[float, ...],
-) -> pl.DataFrame:
+    decoder: Decoder, curves: Curves, truth: Truth, settings: DecodeSettings,
+    *, groups: dict[str, int], tiou: tuple[float, ...],
+) -> pl.DataFrame:  # fmt: skip
     """Return the detections of every group of recordings, decoded with what was learned on the other groups.
 
     Args:
         groups: {recording: group}.
     """
+    every = [found for batch in decoder.propose(curves, settings) for found in batch]
     if not settings.refine and settings.score == "plain":
-        return decoder.decode(curves, settings)
-    names = curves.index.recordings
+        return decoder.detect(every, settings)
     parts = []
-    for group in sorted(set(groups.values())):
-        inside = [name for name in names if groups[name] == group]
-        others = [name for name in names if groups[name] != group]
-        fitted = fit(decoder, curves.subset(others), truth, settings, tiou=tiou)
-        parts.append(decoder.decode(curves.subset(inside), settings, fitted))
-    return pl.concat(parts).sort("recording", "score", descending=[False, True], maintain_order=True)
+    for group in sorted({groups[found.recording] for found in every}):
+        others = [found for found in every if groups[found.recording] != group]
+        fitted = fit(decoder, others, truth, settings, tiou=tiou)
+        parts.append(decoder.detect([found for found in every if groups[found.recording] == group], settings, fitted))
+    return pl.concat(parts)

@@ -89,7 +89,7 @@ def _longest_paths(evidence: np.ndarray, num: np.ndarray, durations: Durations, 
             if begins_with:
                 prior[-1] = durations.at_least[longest - 1]
         score = before + prior
-        pick = score.argmax(axis=0)
+        pick = np.asarray(score.argmax(axis=0))
         on = np.take_along_axis(score, pick[None], axis=0)[0] - start_cost
         off = gain[t - 1] - evidence[t - 1]
         length[t] = np.where(on > off, pick + 1, 0)

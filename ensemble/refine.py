@@ -19,6 +19,7 @@ REACH = 1.5  # an end moves by at most this many segments
 ROUNDS = 6  # of reweighting that leaves gross errors out of the fit
 HUBER = 0.25  # segments; beyond, an error counts by its size, not its square
 LEAST_ROWS = 40
+MAX_ROWS = 4000  # a seeded sample of them beyond: enough for two dozen weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +64,9 @@ class EdgeModel:
         """
         if len(features) < LEAST_ROWS:
             return None
+        if len(features) > MAX_ROWS:
+            keep = np.random.default_rng(0).choice(len(features), MAX_ROWS, replace=False)
+            features, late, weights = features[keep], late[keep], weights[keep]
         sides = [_huber_ridge(features[:, side], late[:, side], weights, l2=l2) for side in range(2)]
         return cls(*(np.stack(part) for part in zip(*sides, strict=True)))
 
