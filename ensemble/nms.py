@@ -116,24 +116,26 @@ def _portions(intervals: np.ndarray, groups: np.ndarray, live: np.ndarray) -> It
 def _suppress_pairs(intervals: np.ndarray, scores: np.ndarray, groups: np.ndarray, rule: _Rule) -> np.ndarray:
     """Return the scores at which proposals are taken, (n,); -1 where they are dropped."""
     taken, current = np.full(len(scores), -1.0), scores.copy()
+    alive = np.ones(len(scores), dtype=bool)
     low, high, weight = _weighted_pairs(intervals, groups, rule)
     while low.size:
-        loses = np.zeros(len(current), dtype=bool)
-        behind = np.where(current[high] > current[low], low, high)  # the first in input order goes ahead on ties
-        loses[behind] = True
-        won_low, won_high = ~loses[low], ~loses[high]
-        hit = np.flatnonzero(won_low | won_high)
+        leads = alive.copy()
+        # of two equal scores the first in input order goes ahead
+        leads[np.where(current.take(high) > current.take(low), low, high)] = False
+        low_leads, high_leads = leads.take(low), leads.take(high)
+        settled = low_leads | high_leads
+        hit = settled.nonzero()[0]
         if hit.size < LEAST_PROGRESS * low.size:
             break
-        winner = (current >= 0) & ~loses
-        taken[winner] = current[winner]
-        lowered = np.where(won_low[hit], high[hit], low[hit])
-        np.multiply.at(current, lowered, weight[hit])
-        current[lowered[weight[hit] == 0]] = -1.0
-        current[winner | (current < rule.min_score)] = -1.0
-        left = np.flatnonzero((current[low] >= 0) & (current[high] >= 0))
-        low, high, weight = low[left], high[left], weight[left]
-    rest = np.flatnonzero(current >= 0)
+        taken[leads] = current[leads]
+        lowered = np.where(low_leads.take(hit), high.take(hit), low.take(hit))
+        np.multiply.at(current, lowered, weight.take(hit))
+        dropped = current < rule.min_score
+        dropped[lowered[weight.take(hit) == 0]] = True
+        alive &= ~(leads | dropped)
+        left = (~settled & alive.take(low) & alive.take(high)).nonzero()[0]
+        low, high, weight = low.take(left), high.take(left), weight.take(left)
+    rest = np.flatnonzero(alive)
     if not low.size:
         taken[rest] = current[rest]
         return taken
