@@ -89,10 +89,10 @@ def _longest_paths(evidence: np.ndarray, num: np.ndarray, durations: Durations, 
             if begins_with:
                 prior[-1] = durations.at_least[longest - 1]
         score = before + prior
-        pick = np.asarray(score.argmax(axis=0))
-        on = np.take_along_axis(score, pick[None], axis=0)[0] - start_cost
+        pick = score.argmax(axis=0, keepdims=True)
+        on = np.take_along_axis(score, pick, axis=0)[0] - start_cost
         off = gain[t - 1] - evidence[t - 1]
-        length[t] = np.where(on > off, pick + 1, 0)
+        length[t] = np.where(on > off, pick[0] + 1, 0)
         gain[t] = np.maximum(on, off)
     return length
 

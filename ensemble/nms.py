@@ -7,8 +7,8 @@ it; what falls below `min_score`, or gets weight 0, is dropped.
 The walk need not be one proposal at a time. A proposal's score is only ever lowered by one that it overlaps, so
 one that is ahead of all that it overlaps is taken next among them whatever happens elsewhere: all of these are taken
 at once, in one step over the list of overlapping pairs. Where nearly everything overlaps, a step would take one
-proposal and look at all pairs. Such a rest goes on group by group: groups are laid side by side in padded arrays, so
-that one step takes the next proposal of all groups of about the same size.
+proposal and look at all pairs. Such groups are walked one proposal at a time, but laid side by side in padded
+arrays, so that one step takes the next proposal of all groups of about the same size.
 """
 
 from collections.abc import Iterator
@@ -24,6 +24,7 @@ Method = Literal["hard", "linear", "gaussian"]
 METHODS: tuple[Method, ...] = ("hard", "linear", "gaussian")
 BLOCK_ELEMENTS = 1 << 18  # of one padded array; a handful of them stay within a few MB of cache
 MAX_PAIRS = 1 << 22  # of overlapping proposals held at once
+CROWDED = 75  # overlapping pairs per proposal from which a group is quicker walked one by one
 LEAST_PROGRESS = 1 / 64  # share of the pairs that a step must settle to be worth its look at all of them
 
 
@@ -59,8 +60,9 @@ def suppress(
     _check(intervals, scores, groups, method=method, sigma=sigma)
     rule = _Rule(method, threshold, sigma, min_score)
     decayed = np.full(len(scores), -1.0)
-    live = np.flatnonzero(scores >= min_score)
-    for rows in _portions(intervals, groups, live):
+    crowded, sparse = _by_density(intervals, groups, np.flatnonzero(scores >= min_score))
+    decayed[crowded] = _suppress_blocks(intervals[crowded], scores[crowded], groups[crowded], rule)
+    for rows in sparse:
         decayed[rows] = _suppress_pairs(intervals[rows], scores[rows], groups[rows], rule)
     kept = np.flatnonzero(decayed >= 0)
     return kept, decayed[kept]
@@ -102,15 +104,22 @@ class _Rule:
         return np.where(tiou >= self.threshold, 1.0 - tiou if self.method == "linear" else 0.0, 1.0)
 
 
-def _portions(intervals: np.ndarray, groups: np.ndarray, live: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the live rows in whole groups, with about `MAX_PAIRS` overlapping pairs at most, ascending."""
+def _by_density(intervals: np.ndarray, groups: np.ndarray, live: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return the live rows of crowded groups, and those of the others in portions of about `MAX_PAIRS` pairs at most.
+
+    All ascending; a group is never divided.
+    """
     if not len(live):
-        return
-    order = live[np.argsort(groups[live], kind="stable")]
+        return live, []
+    order, counts = _overlap_counts(intervals[live], groups[live])
+    order = live[order]
     _, first, sizes = np.unique(groups[order], return_index=True, return_counts=True)
-    portion = np.cumsum(np.square(sizes.astype(np.float64))) // MAX_PAIRS
-    for rows in np.split(order, first[1:][portion[1:] != portion[:-1]]):
-        yield np.sort(rows)
+    pairs = np.add.reduceat(counts, first)
+    crowded = pairs > CROWDED * sizes
+    portion = np.where(crowded, -1, np.cumsum(np.where(crowded, 0, pairs)) // MAX_PAIRS)
+    portion = np.repeat(portion, sizes)
+    sparse = [np.sort(order[portion == number]) for number in np.unique(portion[portion >= 0])]
+    return np.sort(order[portion < 0]), sparse
 
 
 def _suppress_pairs(intervals: np.ndarray, scores: np.ndarray, groups: np.ndarray, rule: _Rule) -> np.ndarray:
@@ -139,9 +148,15 @@ def _suppress_pairs(intervals: np.ndarray, scores: np.ndarray, groups: np.ndarra
     if not low.size:
         taken[rest] = current[rest]
         return taken
-    for rows, real in _blocks(groups[rest]):
-        rows = rest[rows]
-        final = _suppress_block(intervals[rows, 0], intervals[rows, 1], np.where(real, current[rows], -1.0), rule)
+    taken[rest] = _suppress_blocks(intervals[rest], current[rest], groups[rest], rule)
+    return taken
+
+
+def _suppress_blocks(intervals: np.ndarray, scores: np.ndarray, groups: np.ndarray, rule: _Rule) -> np.ndarray:
+    """Return the same as `_suppress_pairs`, one proposal of every group after the other."""
+    taken = np.full(len(scores), -1.0)
+    for rows, real in _blocks(groups):
+        final = _suppress_block(intervals[rows, 0], intervals[rows, 1], np.where(real, scores[rows], -1.0), rule)
         taken[rows[real]] = final[real]
     return taken
 
@@ -158,9 +173,8 @@ def _weighted_pairs(
 
 def overlapping_pairs(intervals: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the pairs of one group that overlap: (p,) rows, the one earlier in input order first, and (p,) tIoU."""
-    order = np.lexsort((intervals[:, 0], groups))
+    order, counts = _overlap_counts(intervals, groups)
     start, end = intervals[order].T
-    counts = _first_after(groups[order], start, end) - np.arange(len(order)) - 1
     first = np.repeat(np.arange(len(order)), counts)
     second = first + 1 + np.arange(first.size) - np.repeat(np.cumsum(counts) - counts, counts)
     tiou = aligned_tiou((start[first], end[first]), (start[second], end[second]))
@@ -168,13 +182,14 @@ def overlapping_pairs(intervals: np.ndarray, groups: np.ndarray) -> tuple[np.nda
     return np.minimum(first, second), np.maximum(first, second), tiou
 
 
-def _first_after(groups: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Return for each row of the sorted (group, start) the first row that begins at its end or later, (n,)."""
-    keys = np.empty(len(start), dtype=np.complex128)  # numpy orders complex numbers by group, then by seconds: exactly
-    keys.real, keys.imag = groups, start
+def _overlap_counts(intervals: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the order by group and start, (n,), and how many of those that follow in its group each overlaps, (n,)."""
+    order = np.lexsort((intervals[:, 0], groups))
+    keys = np.empty(len(order), dtype=np.complex128)  # numpy orders complex numbers by group, then by seconds: exactly
+    keys.real, keys.imag = groups[order], intervals[order, 0]
     ends = keys.copy()
-    ends.imag = end
-    return np.searchsorted(keys, ends, side="left")
+    ends.imag = intervals[order, 1]
+    return order, np.searchsorted(keys, ends, side="left") - np.arange(len(order)) - 1
 
 
 def _rank_in_group(sorted_groups: np.ndarray) -> np.ndarray:

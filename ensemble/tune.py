@@ -6,7 +6,7 @@ way, so that none is ahead by its settings.
 
 Two guards against settings that fit the accidents of a few recordings. What the settings ask to be fitted (refined
 ends, scores) is fitted on other recordings than those that are decoded with it. And a candidate replaces what is there
-only if it is better in nine of ten draws of the recordings (`talstack.evaluate.bootstrap`, paired); so few
+only if it is better in 19 of 20 draws of the recordings (`talstack.evaluate.bootstrap`, paired); so few
 recordings keep the first candidates. `nested_average_map` says what is left of the gain when the choice itself
 is made without the recordings that are scored.
 """
@@ -28,7 +28,7 @@ from talstack.io.intervals import pairwise_tiou
 
 TARGET_TIOU = (0.5, 0.75, 0.95)
 MAX_PASSES = 3
-CONFIDENCE = 0.9  # share of the draws in which a candidate must be better
+CONFIDENCE = 0.95  # share of the draws in which a candidate must be better
 NUM_DRAWS = 200
 SEARCHED = (
     "score", "refine", "proposals", "hmm", "smoothing_s", "smoothing_power", "gap_s", "margin", "contrast_weight",
