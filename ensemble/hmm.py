@@ -51,7 +51,7 @@ class Durations:
 
 
 def viterbi_runs(
-    values: list[np.ndarray], durations: Durations, *, level: float, weight: float, start_cost: float = 0.0
+    values: list[np.ndarray], durations: Durations, *, level: float, weight: float
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return each recording's runs on the likeliest path: (n,) int64 curve and (n, 2) int64 segments [first, past).
 
@@ -59,7 +59,6 @@ def viterbi_runs(
         values: per recording (S, K) probabilities.
         level: probability that speaks neither for on nor for off.
         weight: how much a segment's logit counts.
-        start_cost: taken off the log-probability of every run.
     """
     if not values:
         return []
@@ -68,11 +67,11 @@ def viterbi_runs(
     evidence = np.zeros((num.max(), len(values), values[0].shape[1]))
     for row, curve in enumerate(values):
         evidence[: num[row], row] = weight * (logits(curve) - neutral)
-    best = _longest_paths(evidence, num, durations, start_cost)
+    best = _longest_paths(evidence, num, durations)
     return _trace_back(best, num)
 
 
-def _longest_paths(evidence: np.ndarray, num: np.ndarray, durations: Durations, start_cost: float) -> np.ndarray:
+def _longest_paths(evidence: np.ndarray, num: np.ndarray, durations: Durations) -> np.ndarray:
     """Return how long the run is that the best path ends with after each segment, (T + 1, R, K); 0 where it is off."""
     steps, num_recordings, num_curves = evidence.shape
     gain = np.zeros((steps + 1, num_recordings, num_curves))  # best path so far less what all segments on would be
@@ -90,7 +89,7 @@ def _longest_paths(evidence: np.ndarray, num: np.ndarray, durations: Durations, 
                 prior[-1] = durations.at_least[longest - 1]
         score = before + prior
         pick = score.argmax(axis=0, keepdims=True)
-        on = np.take_along_axis(score, pick, axis=0)[0] - start_cost
+        on = np.take_along_axis(score, pick, axis=0)[0]
         off = gain[t - 1] - evidence[t - 1]
         length[t] = np.where(on > off, pick[0] + 1, 0)
         gain[t] = np.maximum(on, off)
@@ -99,12 +98,12 @@ def _longest_paths(evidence: np.ndarray, num: np.ndarray, durations: Durations, 
 
 def _trace_back(length: np.ndarray, num: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     at = np.broadcast_to(num[:, None], length.shape[1:]).copy()
-    rows, curves = np.indices(at.shape)
+    rows, curves = (np.broadcast_to(axis, at.shape) for axis in np.ogrid[: at.shape[0], : at.shape[1]])
     found = []
     while (at > 0).any():
         last = np.where(at > 0, length[at, rows, curves], 0)
         run = last > 0
-        found.append(np.stack([rows[run], curves[run], (at - last)[run], at[run]], axis=1))
+        found.append(np.stack([rows[run], curves[run], at[run] - last[run], at[run]], axis=1))
         at = np.maximum(at - np.maximum(last, 1), 0)
     runs = np.concatenate(found) if found else np.zeros((0, 4), dtype=np.int64)
     runs = runs[np.lexsort((runs[:, 2], runs[:, 1], runs[:, 0]))]

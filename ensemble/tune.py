@@ -30,6 +30,7 @@ TARGET_TIOU = (0.5, 0.75, 0.95)
 MAX_PASSES = 3
 CONFIDENCE = 0.95  # share of the draws in which a candidate must be better
 NUM_DRAWS = 200
+MIN_GROUPS = 3
 SEARCHED = (
     "score", "refine", "proposals", "hmm", "smoothing_s", "smoothing_power", "gap_s", "margin", "contrast_weight",
     "nms_sigma",
@@ -57,9 +58,13 @@ class Problem:
 
     @classmethod
     def of(cls, decoder: Decoder, curves: Curves, instances: pl.DataFrame, groups: dict[str, int]) -> "Problem":
-        """Return the problem; instances of recordings that `curves` lacks are left out."""
+        """Return the problem; instances of recordings that `curves` lacks are left out.
+
+        Fewer than `MIN_GROUPS` groups are divided: half of a few recordings would be too few to fit anything on.
+        """
         known = instances.filter(pl.col("recording").is_in(list(curves.index.recordings)))
-        return cls(decoder, curves, known, truth_of(known, decoder.actions), groups)
+        groups = {name: groups[name] for name in curves.index.recordings}
+        return cls(decoder, curves, known, truth_of(known, decoder.actions), _divided(groups))
 
     def detections(self, settings: DecodeSettings) -> pl.DataFrame:
         """Return what is found with these settings, out of fold."""
@@ -90,6 +95,18 @@ class Tuned:
     average_map: float | None = None
     first_average_map: float | None = None
     num_tried: int = 0
+
+
+def _divided(groups: dict[str, int]) -> dict[str, int]:
+    """Return the groups, each divided into `MIN_GROUPS` parts of about equal size where there are too few."""
+    if len(set(groups.values())) >= MIN_GROUPS:
+        return groups
+    seen: dict[int, int] = {}
+    parts = {}
+    for name, group in groups.items():
+        seen[group] = seen.get(group, -1) + 1
+        parts[name] = group * MIN_GROUPS + seen[group] % MIN_GROUPS
+    return parts
 
 
 def first_settings(config: EnsembleConfig) -> DecodeSettings:
@@ -146,7 +163,7 @@ def fit_all(problem: Problem, settings: DecodeSettings, held_out: pl.DataFrame) 
 
 def nested_average_map(problem: Problem, *, config: EnsembleConfig, confidence: float = CONFIDENCE) -> float | None:
     """Return the average mAP of every group decoded with settings that were tuned, and fitted, on the others."""
-    if problem.instances.is_empty() or len(set(problem.groups.values())) < 3:
+    if problem.instances.is_empty() or len(set(problem.groups.values())) < MIN_GROUPS:
         return None
     parts = list(_nested(problem, config, confidence))
     return average_map(pl.concat(parts), problem.instances, tiou=TARGET_TIOU)[0]

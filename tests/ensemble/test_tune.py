@@ -100,6 +100,14 @@ def test_nested_score_comes_from_settings_that_have_not_seen_the_recordings() ->
     assert nested_average_map(recordings_like(OVERLAPPING, num=2), config=config) is None
 
 
+def test_two_groups_are_divided_so_that_most_recordings_are_learned_from() -> None:
+    problem = recordings_like(OVERLAPPING)
+    halves = {name: row % 2 for row, name in enumerate(problem.curves.index.recordings)}
+    divided = Problem.of(problem.decoder, problem.curves, problem.instances, halves).groups
+    assert len(set(divided.values())) == NUM_RECORDINGS
+    assert problem.groups == {name: row % 3 for row, name in enumerate(problem.curves.index.recordings)}
+
+
 def test_nothing_to_tune_on_gives_the_first_candidates() -> None:
     problem = recordings_like(OVERLAPPING)
     config = EnsembleConfig(margin=(0.3, 0.1), nms_sigma=(0.7,), max_detections=5)
