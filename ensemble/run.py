@@ -28,7 +28,7 @@ from talstack.ensemble.evidence import Evidence
 from talstack.ensemble.heads_run import HeadsRun
 from talstack.ensemble.tune import TARGET_TIOU, Problem, Tuned, average_map, tune, tuned_with
 from talstack.ensemble.tuned_file import NAME as TUNED_FILE
-from talstack.ensemble.tuned_file import load_tuned, tuning_basis
+from talstack.ensemble.tuned_file import load_tuned, stale_warnings, tuning_basis
 from talstack.ensemble.weighted import combine
 from talstack.evaluate.map import PRESETS
 from talstack.evaluate.scene import evaluate_scenes
@@ -102,7 +102,8 @@ def run_ensemble(
     heads = HeadsRun.load(run, manifest)
     scored = recordings_to_score(manifest, split, heads.seen, allow_seen=allow_seen)
     folds = learnable_folds(heads.table, seen=heads.seen, scored=scored)
-    chosen = load_tuned(run, tuning_basis(manifest, heads, config, list(folds)))
+    basis = tuning_basis(manifest, heads, config, list(folds))
+    chosen = load_tuned(run, basis)
     fingerprint = _fingerprint(manifest, heads, config, split=split, allow_seen=allow_seen, chosen=chosen)
     cached = _cached(run, fingerprint)
     if cached is not None:
@@ -132,7 +133,7 @@ def run_ensemble(
         **learned,
         "tuned_average_map": {name: result.average_map for name, result in tuned.items()},
         "settings_from": TUNED_FILE if chosen else "submit",
-        "warnings": [*_missing_models(training.evidence, evidence), *warnings],
+        "warnings": [*_missing_models(training.evidence, evidence), *warnings, *stale_warnings(run, basis)],
         "has_metrics": metrics is not None,
     }
     write_json(run / "stack" / "ensemble.json", record)

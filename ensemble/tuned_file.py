@@ -66,6 +66,17 @@ def load_tuned(run: Path, basis: str) -> dict[str, DecodeSettings]:
         raise InputError(f"{path}: not what `talstack tune` writes ({error!r}); delete it or tune again") from error
 
 
+def stale_warnings(run: Path, basis: str) -> list[str]:
+    """Return a warning where the run has tuned settings, but for another basis."""
+    path = run / NAME
+    if not path.is_file() or read_json(path).get("basis") == basis:
+        return []
+    return [
+        f"{path} was tuned with other settings, recordings or predictions and is not used; run `talstack tune` again "
+        "with the same --config and --split"
+    ]
+
+
 def settings_from_json(values: dict[str, Any]) -> DecodeSettings:
     """Return the settings that `asdict` made plain; raises TypeError on unknown or missing ones."""
     unknown = sorted(set(values) ^ {field.name for field in fields(DecodeSettings)})

@@ -130,7 +130,9 @@ def test_settings_in_the_file_win_over_a_search_and_a_change_is_noticed(run) -> 
     table = pl.read_parquet(run / "detections.parquet").filter(pl.col("system") == "mean")
     assert table.height == 2  # one per test recording
     assert run_ensemble(manifest, run, config=config).cached
-    assert load_tuned(run, "another basis") == {}
+    other = run_ensemble(manifest, run, config=replace(config, nms_sigma=(0.4,)))
+    assert other.record["settings_from"] == "submit"
+    assert any("tuned.json was tuned with other settings" in text for text in other.record["warnings"])
 
 
 def test_table_says_what_was_changed(run) -> None:
