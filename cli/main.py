@@ -17,6 +17,7 @@ from talstack.cli import (
     init,
     submit,
     sync,
+    tune,
     validate,
 )
 from talstack.io.errors import TalstackError
@@ -38,10 +39,10 @@ class _Group(click.Group):
 def main() -> None:
     """Find which actions happen when in long recordings filmed by several cameras.
 
-    The usual order: import (or demo-data), sync, finetune, extract, heads, submit, evaluate. Every step skips what is
-    already there. Then: diagnose says why a score is what it is, compare whether another is better, validate what
-    the competition would refuse; cache looks after the features. Exit codes: 0 done, 1 incomplete (what is missing is
-    listed), 2 wrong usage or input.
+    The usual order: import (or demo-data), sync, finetune, extract, heads, tune, submit, evaluate. Every step skips
+    what is already there. Then: diagnose says why a score is what it is, compare whether another is better, validate
+    what the competition would refuse; cache looks after the features. Exit codes: 0 done, 1 incomplete (what is
+    missing is listed), 2 wrong usage or input.
     """
 
 
@@ -54,6 +55,7 @@ for _module in (
     extract,
     cache,
     heads,
+    tune,
     submit,
     evaluate,
     diagnose,

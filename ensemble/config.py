@@ -6,6 +6,11 @@ from typing import Literal
 from talstack.io.config import setting
 from talstack.io.errors import ConfigError
 
+LISTS = (
+    "neighbours_s", "shared_l2", "class_l2", "score", "refine", "proposals", "hmm", "smoothing_s", "smoothing_power",
+    "gap_s", "margin", "contrast_weight", "nms_sigma",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class EnsembleConfig:
@@ -24,29 +29,44 @@ class EnsembleConfig:
     max_rows: int = setting(20_000, "training segments of the stacker at most; a seeded sample of them beyond")
     weighted_rounds: int = setting(40, "rounds of the weighted ensemble's greedy selection")
     weighted_metric: Literal["ap", "log_loss"] = setting("ap", "what the weighted ensemble maximises over segments")
-    proposals: tuple[str, ...] = setting(("both", "activity", "class"), "runs of which curves become intervals")
-    smoothing_s: tuple[float, ...] = setting((0.0, 0.25, 0.5, 1.0), "Gaussian smoothing of the curves, seconds")
-    margin: tuple[float, ...] = setting((0.2, 0.1, 0.4, 0.7), "surroundings of a run, as a share of its length")
-    contrast_weight: tuple[float, ...] = setting(
-        (1.0, 0.5, 2.0, 3.0), "exponent of the contrast in an interval's score"
+    score: tuple[str, ...] = setting(
+        ("fitted", "plain"), "an interval's score: learned out of fold, or class probability times contrast"
     )
-    nms_sigma: tuple[float, ...] = setting((0.5, 0.1, 0.2, 0.3), "width of Gaussian Soft-NMS")
+    refine: tuple[bool, ...] = setting(
+        (True, False), "move starts and ends as learned out of fold from the curves there"
+    )
+    proposals: tuple[str, ...] = setting(("both", "activity", "class"), "runs of which curves become intervals")
+    hmm: tuple[bool, ...] = setting((False, True), "runs of a hidden Markov model with the classes' durations as well")
+    smoothing_s: tuple[float, ...] = setting((0.0, 0.25, 0.5, 1.0), "Gaussian smoothing of the curves, seconds")
+    smoothing_power: tuple[float, ...] = setting(
+        (0.0, 1.0), "0: all classes smoothed alike; 1: in proportion to their typical duration"
+    )
+    gap_s: tuple[float, ...] = setting((0.0, 0.5), "runs with at most this between them become one, seconds")
+    margin: tuple[float, ...] = setting(
+        (0.2, 0.1, 0.4, 0.7), "plain score: surroundings of a run, as a share of its length"
+    )
+    contrast_weight: tuple[float, ...] = setting((1.0, 0.5, 2.0, 3.0), "plain score: exponent of the contrast")
+    nms_sigma: tuple[float, ...] = setting((0.5, 0.2), "width of Gaussian Soft-NMS")
     nms: Literal["gaussian", "linear", "hard"] = setting("gaussian", "suppression within a class")
     nms_threshold: float = setting(0.5, "tIoU from which linear and hard suppression act")
     max_detections: int = setting(200, "intervals kept per recording")
     seed: int = setting(0, "seed of the view dropout and of row sampling")
 
     def __post_init__(self) -> None:
-        for name in ("neighbours_s", "shared_l2", "class_l2", "proposals", "smoothing_s", "margin", "contrast_weight"):
+        for name in LISTS:
             if not getattr(self, name):
                 raise ConfigError(f"ensemble.{name}: expected at least one value, got none")
         if list(self.neighbours_s) != sorted(set(self.neighbours_s)) or self.neighbours_s[0] <= 0:
             raise ConfigError(f"ensemble.neighbours_s: expected ascending seconds > 0, got {self.neighbours_s}")
         if not 0.0 <= self.view_dropout < 1.0:
             raise ConfigError(f"ensemble.view_dropout: expected 0 <= chance < 1, got {self.view_dropout}")
-        unknown = sorted(set(self.proposals) - {"both", "activity", "class"})
-        if unknown:
-            raise ConfigError(f"ensemble.proposals: expected both, activity or class, got {unknown[0]!r}")
+        for name, known in (("proposals", ("both", "activity", "class")), ("score", ("fitted", "plain"))):
+            unknown = sorted(set(getattr(self, name)) - set(known))
+            if unknown:
+                raise ConfigError(f"ensemble.{name}: expected {' or '.join(known)}, got {unknown[0]!r}")
+        for name in ("smoothing_s", "smoothing_power", "gap_s", "margin", "contrast_weight"):
+            if min(getattr(self, name)) < 0:
+                raise ConfigError(f"ensemble.{name}: expected numbers from 0 on, got {getattr(self, name)}")
 
     def neighbours(self, segment_s: float) -> tuple[int, ...]:
         """Return the reaches of the neighbour windows in segments, ascending, at least 1."""

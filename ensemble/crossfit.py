@@ -13,7 +13,7 @@ import polars as pl
 from joblib import Parallel, delayed
 
 from talstack.ensemble.config import EnsembleConfig
-from talstack.ensemble.decode import Curves
+from talstack.ensemble.curves import Curves
 from talstack.ensemble.evidence import Evidence
 from talstack.ensemble.hierarchical import Penalty
 from talstack.ensemble.stacker import Stacker, fit_stackers

@@ -23,10 +23,13 @@ from talstack.ensemble.crossfit import (
     learnable_folds,
     refuse_leaks,
 )
-from talstack.ensemble.decode import Curves, Decoder, DecodeSettings
+from talstack.ensemble.curves import Curves
+from talstack.ensemble.decode import Decoder, DecodeSettings
 from talstack.ensemble.evidence import Evidence
 from talstack.ensemble.heads_run import HeadsRun
-from talstack.ensemble.tune import TARGET_TIOU, average_map, tune
+from talstack.ensemble.tune import TARGET_TIOU, Problem, Tuned, average_map, tune, tuned_with
+from talstack.ensemble.tuned_file import NAME as TUNED_FILE
+from talstack.ensemble.tuned_file import load_tuned, stale_warnings, tuning_basis
 from talstack.ensemble.weighted import combine
 from talstack.evaluate.map import PRESETS
 from talstack.evaluate.scene import evaluate_scenes
@@ -37,7 +40,7 @@ from talstack.io.files import atomic_path, canonical_json, read_json, sha256_tex
 from talstack.io.manifest import SPLITS, Manifest
 from talstack.io.targets import scene_targets, segment_index, segment_targets
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ENSEMBLES = ("stack", "weighted", "mean")
 
 
@@ -98,25 +101,26 @@ def run_ensemble(
         LeakError: recordings of the split were seen by the backbone, or nothing unseen is left to learn from.
     """
     heads = HeadsRun.load(run, manifest)
-    scored = _recordings_to_score(manifest, split, heads.seen, allow_seen=allow_seen)
-    fingerprint = _fingerprint(manifest, heads, config, split=split, allow_seen=allow_seen)
+    scored = recordings_to_score(manifest, split, heads.seen, allow_seen=allow_seen)
+    off_limits = heads.seen | set(scored)
+    folds = learnable_folds(heads.table, seen=heads.seen, scored=scored, groups=manifest.groups)
+    basis = tuning_basis(manifest, heads, config, list(folds))
+    chosen = load_tuned(run, basis)
+    fingerprint = _fingerprint(manifest, heads, config, split=split, allow_seen=allow_seen, chosen=chosen)
     cached = _cached(run, fingerprint)
     if cached is not None:
         return cached
-    off_limits = heads.seen | set(scored)
-    folds = learnable_folds(heads.table, seen=heads.seen, scored=scored, groups=manifest.groups)
-    training = _training(manifest, heads, folds, off_limits)
+    training = training_of(manifest, heads, folds, off_limits)
     (run / "stack" / "ensemble.json").unlink(missing_ok=True)  # from here on the folder is in between two states
     (run / "metrics.json").unlink(missing_ok=True)
-    evidence = _evidence(manifest, heads, scored)
+    evidence = evidence_of(manifest, heads, scored)
     report("fitting the stacker and the weighted ensemble")
-    systems, learned = _fit_systems(training, evidence, run / "stack", config=config, jobs=jobs)
+    systems, learned = fit_systems(training, evidence, run / "stack", config=config, jobs=jobs)
     decoder = Decoder.of(manifest, heads.segment_s, list(training.evidence.index.recordings))
     report(f"tuning the intervals of {len(systems)} systems")
-    tuned = _tune_all(
-        decoder, systems, manifest.instances, run / "stack", off_limits=off_limits, config=config, jobs=jobs
-    )
-    detections = {system.name: decoder.decode(system.scored, tuned[system.name][0]) for system in systems}
+    problems = _problems(decoder, systems, training, manifest.instances, off_limits)
+    tuned = _tune_all(problems, chosen, run / "stack", config=config, jobs=jobs)
+    detections = {s.name: decoder.decode(s.scored, tuned[s.name].settings, tuned[s.name].fitted) for s in systems}
     scenes, warnings = _scene_table(evidence)
     _write_tables(run, detections, scenes)
     metrics = _metrics(manifest, detections, scenes, split=split, seen=heads.seen)
@@ -129,15 +133,17 @@ def run_ensemble(
         "recordings": scored,
         "learned_from": list(training.evidence.index.recordings),
         **learned,
-        "tuned_average_map": {name: score for name, (_, score) in tuned.items()},
-        "warnings": [*_missing_models(training.evidence, evidence), *warnings],
+        "tuned_average_map": {name: result.average_map for name, result in tuned.items()},
+        "settings_from": TUNED_FILE if chosen else "submit",
+        "warnings": [*_missing_models(training.evidence, evidence), *warnings, *stale_warnings(run, basis)],
         "has_metrics": metrics is not None,
     }
     write_json(run / "stack" / "ensemble.json", record)
     return EnsembleResult(False, record, metrics)
 
 
-def _recordings_to_score(manifest: Manifest, split: str, seen: frozenset[str], *, allow_seen: bool) -> list[str]:
+def recordings_to_score(manifest: Manifest, split: str, seen: frozenset[str], *, allow_seen: bool) -> list[str]:
+    """Return the recordings of the split; refuse an unknown or empty one, and seen recordings unless allowed."""
     if split not in SPLITS:
         raise InputError(f"split {split!r}; expected one of {', '.join(SPLITS)}")
     recordings = manifest.recordings_of([split])
@@ -153,8 +159,14 @@ def _recordings_to_score(manifest: Manifest, split: str, seen: frozenset[str], *
 
 
 def _fingerprint(
-    manifest: Manifest, heads: HeadsRun, config: EnsembleConfig, *, split: str, allow_seen: bool
-) -> str:  # fmt: skip
+    manifest: Manifest,
+    heads: HeadsRun,
+    config: EnsembleConfig,
+    *,
+    split: str,
+    allow_seen: bool,
+    chosen: Mapping[str, DecodeSettings],
+) -> str:
     tables = {name: getattr(manifest, name).write_csv() for name in ("recordings", "instances")}
     return sha256_text(
         canonical_json(
@@ -168,6 +180,7 @@ def _fingerprint(
                 "allow_seen": allow_seen,
                 "data": {name: sha256_text(text) for name, text in tables.items()},
                 "classes": [list(manifest.actions), list(manifest.scenes)],
+                "chosen": {name: asdict(settings) for name, settings in chosen.items()},
             }
         )
     )
@@ -185,20 +198,26 @@ def _cached(run: Path, fingerprint: str) -> EnsembleResult | None:
     return EnsembleResult(True, record, read_json(metrics_path) if record["has_metrics"] else None)
 
 
-def _training(manifest: Manifest, heads: HeadsRun, folds: Mapping[str, int], off_limits: Collection[str]) -> Training:
+def training_of(manifest: Manifest, heads: HeadsRun, folds: Mapping[str, int], off_limits: Collection[str]) -> Training:
+    """Return what the heads say about the recordings of {recording: group}, and what is true of them.
+
+    Raises:
+        LeakError: one of them is off limits: seen by a lower level, or to be scored.
+    """
     refuse_leaks(folds, off_limits, doing="fitting of the ensemble")
-    evidence = _evidence(manifest, heads, list(folds))
+    evidence = evidence_of(manifest, heads, list(folds))
     targets = segment_targets(manifest, evidence.index, heads.segment_s)
     groups = np.array(list(folds.values()), dtype=np.int64)
     return Training(evidence, targets, scene_targets(manifest, list(folds)), groups, heads.segment_s)
 
 
-def _evidence(manifest: Manifest, heads: HeadsRun, recordings: list[str]) -> Evidence:
+def evidence_of(manifest: Manifest, heads: HeadsRun, recordings: list[str]) -> Evidence:
+    """Return what the heads say about these recordings."""
     index = segment_index(manifest, heads.segment_s, recordings)
     return Evidence.of(heads.table, index, actions=manifest.actions, scenes=manifest.scenes)
 
 
-def _fit_systems(
+def fit_systems(
     training: Training, evidence: Evidence, folder: Path, *, config: EnsembleConfig, jobs: int
 ) -> tuple[list[System], dict[str, Any]]:
     """Return all systems, stack first, and what was learned; the models are saved into the folder."""
@@ -222,23 +241,39 @@ def _fit_systems(
     return systems, {"penalty": asdict(penalty), "weights": named}
 
 
+def _problems(
+    decoder: Decoder, systems: list[System], training: Training, instances: pl.DataFrame, off_limits: Collection[str]
+) -> dict[str, Problem]:
+    groups = dict(zip(training.evidence.index.recordings, training.groups.tolist(), strict=True))
+    return {
+        system.name: Problem.of(decoder, system.tuning, instances, groups, off_limits=off_limits) for system in systems
+    }
+
+
 def _tune_all(
-    decoder: Decoder,
-    systems: list[System],
-    instances: pl.DataFrame,
+    problems: Mapping[str, Problem],
+    chosen: Mapping[str, DecodeSettings],
     folder: Path,
     *,
-    off_limits: Collection[str],
     config: EnsembleConfig,
     jobs: int,
-) -> dict[str, tuple[DecodeSettings, float | None]]:
-    """Return {system: settings, average mAP on its training recordings}; the settings are written too."""
+) -> dict[str, Tuned]:
+    """Return what every system is decoded with; it is written too.
+
+    Args:
+        chosen: settings that `talstack tune` has chosen; systems without are tuned here.
+    """
     found = Parallel(n_jobs=jobs, prefer="threads")(
-        delayed(tune)(decoder, system.tuning, instances, off_limits=off_limits, config=config) for system in systems
+        delayed(_tuned)(problem, chosen.get(name), config) for name, problem in problems.items()
     )
-    tuned = {system.name: result for system, result in zip(systems, found, strict=True)}
-    write_json(folder / "decode.json", {name: asdict(settings) for name, (settings, _) in tuned.items()})
+    tuned: dict[str, Tuned] = dict(zip(problems, found, strict=True))
+    record = {name: {"settings": asdict(t.settings), **t.fitted.to_json()} for name, t in tuned.items()}
+    write_json(folder / "decode.json", record)
     return tuned
+
+
+def _tuned(problem: Problem, settings: DecodeSettings | None, config: EnsembleConfig) -> Tuned:
+    return tune(problem, config=config) if settings is None else tuned_with(problem, settings)
 
 
 def _scene_table(evidence: Evidence) -> tuple[pl.DataFrame, list[str]]:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from talstack.ensemble.config import EnsembleConfig
-from talstack.ensemble.decode import Curves
+from talstack.ensemble.curves import Curves
 from talstack.ensemble.design import Scaling, action_features, activity_features
 from talstack.ensemble.evidence import Evidence
 from talstack.ensemble.hierarchical import ClassWeights, Penalty, fit_path

@@ -1,75 +1,225 @@
 """Choosing decode settings for the target metric on predictions that are not in-sample.
 
-One setting after the other is tried over its candidates while the rest stay, until nothing improves; then the
-starts and ends are shifted by the median error of the matched detections if that helps. Every system is tuned in
-the same way, so that none is ahead by its settings.
+One setting after the other is tried over its candidates while the rest stay, until nothing improves; then the starts
+and ends are shifted by the median error of the matched detections if that helps. Every system is tuned in the same
+way, so that none is ahead by its settings.
+
+Two guards against settings that fit the accidents of a few recordings. What the settings ask to be fitted (refined
+ends, scores) is fitted on other recordings than those that are decoded with it. And a candidate replaces what is there
+only if it is better in 19 of 20 draws of the recordings (`talstack.evaluate.bootstrap`, paired); so few
+recordings keep the first candidates. `nested_average_map` says what is left of the gain when the choice itself
+is made without the recordings that are scored.
 """
 
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from talstack.ensemble.config import EnsembleConfig
 from talstack.ensemble.crossfit import refuse_leaks
-from talstack.ensemble.decode import Curves, Decoder, DecodeSettings
+from talstack.ensemble.curves import Curves
+from talstack.ensemble.decode import NOTHING, Decoder, DecodeSettings, Fitted
+from talstack.ensemble.fit import Truth, decode_held_out, fit, fit_calibration, truth_of
+from talstack.evaluate.bootstrap import compare_detections
 from talstack.evaluate.map import evaluate_detections
 from talstack.io.intervals import pairwise_tiou
 
 TARGET_TIOU = (0.5, 0.75, 0.95)
 MAX_PASSES = 3
-SEARCHED = ("proposals", "margin", "contrast_weight", "smoothing_s", "nms_sigma")
+CONFIDENCE = 0.95  # share of the draws in which a candidate must be better
+NUM_DRAWS = 200
+MIN_GROUPS = 3
+SEARCHED = (
+    "score", "refine", "proposals", "hmm", "smoothing_s", "smoothing_power", "gap_s", "margin", "contrast_weight",
+    "nms_sigma",
+)  # fmt: skip
+NEEDS = {"margin": ("score", "plain"), "contrast_weight": ("score", "plain")}  # settings that the others ignore
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Problem:
+    """What settings are tuned on.
+
+    Attributes:
+        decoder: knows the recordings of `curves`.
+        curves: predictions that are not in-sample.
+        instances: ground truth of these recordings.
+        truth: the same by recording and class.
+        groups: {recording: group}; what is fitted is fitted on other groups than it is used on.
+        off_limits: recordings that a lower level has seen or that are to be scored; none of `curves`' is.
+    """
+
+    decoder: Decoder
+    curves: Curves
+    instances: pl.DataFrame
+    truth: Truth
+    groups: dict[str, int]
+    off_limits: Collection[str]
+
+    @classmethod
+    def of(
+        cls, decoder: Decoder, curves: Curves, instances: pl.DataFrame, groups: dict[str, int],
+        *, off_limits: Collection[str],
+    ) -> "Problem":  # fmt: skip
+        """Return the problem; instances of recordings that `curves` lacks are left out.
+
+        Fewer than `MIN_GROUPS` groups are divided: half of a few recordings would be too few to fit anything on.
+
+        Raises:
+            LeakError: `curves` has a recording that is off limits.
+        """
+        refuse_leaks(curves.index.recordings, off_limits, doing="tuning of the intervals")
+        known = instances.filter(pl.col("recording").is_in(list(curves.index.recordings)))
+        groups = {name: groups[name] for name in curves.index.recordings}
+        return cls(decoder, curves, known, truth_of(known, decoder.actions), _divided(groups), off_limits)
+
+    def detections(self, settings: DecodeSettings) -> pl.DataFrame:
+        """Return what is found with these settings, out of fold."""
+        return decode_held_out(
+            self.decoder, self.curves, self.truth, settings, groups=self.groups, tiou=TARGET_TIOU
+        )  # fmt: skip
+
+    def without(self, group: int) -> "Problem":
+        """Return the problem on all other groups."""
+        names = [name for name in self.curves.index.recordings if self.groups[name] != group]
+        return Problem.of(
+            self.decoder, self.curves.subset(names), self.instances, self.groups, off_limits=self.off_limits
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tuned:
+    """Settings of one system, and what was fitted for them.
+
+    Attributes:
+        settings: the chosen ones.
+        fitted: on all recordings.
+        average_map: out of fold, with the chosen settings; None without instances.
+        first_average_map: with the first candidates.
+        num_tried: how many settings were scored.
+    """
+
+    settings: DecodeSettings
+    fitted: Fitted = NOTHING
+    average_map: float | None = None
+    first_average_map: float | None = None
+    num_tried: int = 0
+
+
+def _divided(groups: dict[str, int]) -> dict[str, int]:
+    """Return the groups, each divided into `MIN_GROUPS` parts of about equal size where there are too few."""
+    if len(set(groups.values())) >= MIN_GROUPS:
+        return groups
+    seen: dict[int, int] = {}
+    parts = {}
+    for name, group in groups.items():
+        seen[group] = seen.get(group, -1) + 1
+        parts[name] = group * MIN_GROUPS + seen[group] % MIN_GROUPS
+    return parts
 
 
 def first_settings(config: EnsembleConfig) -> DecodeSettings:
     """Return the settings made of the first candidates."""
+    values: dict[str, Any] = {name: getattr(config, name)[0] for name in SEARCHED}
     return DecodeSettings(
-        nms=config.nms,
-        nms_threshold=config.nms_threshold,
-        max_detections=config.max_detections,
-        **{name: getattr(config, name)[0] for name in SEARCHED},
+        nms=config.nms, nms_threshold=config.nms_threshold, max_detections=config.max_detections, **values
     )
 
 
-def tune(
-    decoder: Decoder, curves: Curves, instances: pl.DataFrame, *, off_limits: Collection[str], config: EnsembleConfig
-) -> tuple[DecodeSettings, float | None]:
-    """Return the best settings and their average mAP over `TARGET_TIOU`; the first candidates
-    and None without instances.
+def tune(problem: Problem, *, config: EnsembleConfig, confidence: float = CONFIDENCE) -> Tuned:
+    """Return the best settings for the average mAP over `TARGET_TIOU`; the first candidates without instances.
 
     Args:
-        decoder: knows the recordings of `curves`.
-        curves: predictions that are not in-sample.
-        instances: ground truth; recordings that `curves` lacks are left out.
-        off_limits: recordings that a lower level has seen or that are to be scored.
-
-    Raises:
-        LeakError: `curves` has one of these.
+        confidence: share of the draws of recordings in which a candidate must beat what is there; 0 takes every
+            candidate that scores higher.
     """
-    recordings = curves.index.recordings
-    refuse_leaks(recordings, off_limits, doing="tuning of the intervals")
-    instances = instances.filter(pl.col("recording").is_in(list(recordings)))
-    settings = first_settings(config)
-    if instances.is_empty():
-        return settings, None
-    best = _score(decoder, curves, instances, settings)
+    first = first_settings(config)
+    if problem.instances.is_empty():
+        return Tuned(first)
+    search = _Search(problem, first, confidence)
     for _ in range(MAX_PASSES):
-        before = settings
+        before = search.settings
         for name in SEARCHED:
             for value in getattr(config, name):
-                candidate = replace(settings, **{name: value})
-                if candidate == settings:
-                    continue
-                score = _score(decoder, curves, instances, candidate)
-                if score > best:
-                    best, settings = score, candidate
-        if settings == before:
+                search.consider(replace(search.settings, **{name: value}))
+        if search.settings == before:
             break
-    start, end = boundary_bias(decoder.decode(curves, settings), instances)
-    shifted = replace(settings, start_shift_s=-start, end_shift_s=-end)
-    score = _score(decoder, curves, instances, shifted)
-    return (shifted, score) if score > best else (settings, best)
+    start, end = boundary_bias(search.detections, problem.instances)
+    search.consider(replace(search.settings, start_shift_s=-start, end_shift_s=-end))
+    fitted = fit_all(problem, search.settings, search.detections)
+    return Tuned(search.settings, fitted, search.average_map, search.tried[first], len(search.tried))
+
+
+def tuned_with(problem: Problem, settings: DecodeSettings) -> Tuned:
+    """Return what is fitted for settings that are chosen already."""
+    if problem.instances.is_empty():
+        return Tuned(settings)
+    held_out = problem.detections(settings)
+    score, _ = average_map(held_out, problem.instances, tiou=TARGET_TIOU)
+    return Tuned(settings, fit_all(problem, settings, held_out), score, num_tried=1)
+
+
+def fit_all(problem: Problem, settings: DecodeSettings, held_out: pl.DataFrame) -> Fitted:
+    """Return what the settings ask for, fitted on all recordings, and the scores' calibration.
+
+    Args:
+        held_out: `Problem.detections` of these settings.
+    """
+    every = [found for batch in problem.decoder.propose(problem.curves, settings) for found in batch]
+    fitted = fit(problem.decoder, every, problem.truth, settings, tiou=TARGET_TIOU)
+    return replace(fitted, calibration=fit_calibration(held_out, problem.instances, tiou=TARGET_TIOU))
+
+
+def nested_average_map(problem: Problem, *, config: EnsembleConfig, confidence: float = CONFIDENCE) -> float | None:
+    """Return the average mAP of every group decoded with settings that were tuned, and fitted, on the others."""
+    if problem.instances.is_empty() or len(set(problem.groups.values())) < MIN_GROUPS:
+        return None
+    parts = list(_nested(problem, config, confidence))
+    return average_map(pl.concat(parts), problem.instances, tiou=TARGET_TIOU)[0]
+
+
+def _nested(problem: Problem, config: EnsembleConfig, confidence: float) -> Iterator[pl.DataFrame]:
+    for group in sorted({problem.groups[name] for name in problem.curves.index.recordings}):
+        tuned = tune(problem.without(group), config=config, confidence=confidence)
+        names = [name for name in problem.curves.index.recordings if problem.groups[name] == group]
+        yield problem.decoder.decode(problem.curves.subset(names), tuned.settings, tuned.fitted)
+
+
+class _Search:
+    """The best settings so far; `tried` holds the average mAP of all that were scored."""
+
+    def __init__(self, problem: Problem, settings: DecodeSettings, confidence: float) -> None:
+        self.problem, self.settings, self.confidence = problem, settings, confidence
+        self.detections = problem.detections(settings)
+        self.average_map = average_map(self.detections, problem.instances, tiou=TARGET_TIOU)[0]
+        self.tried = {settings: self.average_map}
+
+    def consider(self, candidate: DecodeSettings) -> None:
+        """Take the candidate if it is better than what is there, beyond what luck may do."""
+        idle = any(
+            getattr(candidate, name) != getattr(self.settings, name) and getattr(candidate, other) != value
+            for name, (other, value) in NEEDS.items()
+        )
+        if idle or candidate in self.tried:
+            return
+        detections = self.problem.detections(candidate)
+        score, _ = average_map(detections, self.problem.instances, tiou=TARGET_TIOU)
+        self.tried[candidate] = score
+        if score > self.average_map and self._is_beyond_luck(detections):
+            self.settings, self.detections, self.average_map = candidate, detections, score
+
+    def _is_beyond_luck(self, detections: pl.DataFrame) -> bool:
+        if self.confidence <= 0:
+            return True
+        if self.problem.instances["recording"].n_unique() < 2:
+            return False
+        comparison = compare_detections(
+            detections, self.detections, self.problem.instances, tiou_thresholds=TARGET_TIOU, num_draws=NUM_DRAWS
+        )  # fmt: skip
+        return comparison.share_a_better >= self.confidence
 
 
 def boundary_bias(detections: pl.DataFrame, instances: pl.DataFrame) -> tuple[float, float]:
@@ -91,11 +241,6 @@ def boundary_bias(detections: pl.DataFrame, instances: pl.DataFrame) -> tuple[fl
         return 0.0, 0.0
     start, end = np.median(np.concatenate(errors), axis=0)
     return float(start), float(end)
-
-
-def _score(decoder: Decoder, curves: Curves, instances: pl.DataFrame, settings: DecodeSettings) -> float:
-    detections = decoder.decode(curves, settings)
-    return evaluate_detections(detections, instances, tiou_thresholds=TARGET_TIOU).average_map
 
 
 def average_map(

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from talstack.ensemble.decode import Curves
+from talstack.ensemble.curves import Curves
 from talstack.ensemble.evidence import Evidence
 from talstack.io.errors import InputError
 

@@ -10,7 +10,7 @@ import joblib
 # are the largest); measured by benchmarks/workers.py
 PROCESS_BYTES = 800_000_000
 BYTES_PER_PIXEL = 300
-# processes that share a GPU: decoding is what it waits for (four were 1.65 times one with 16 cores, docs/decisions/0012)
+# processes that share a GPU, since decoding is what it waits for; measured in docs/decisions/0012-workers.md
 PER_GPU, CORES_PER_PROCESS = 4, 4
 HELD_BATCHES = 4  # of decoded pictures: one computed with, two waiting, one being read
 

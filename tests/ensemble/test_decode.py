@@ -1,10 +1,15 @@
 """Decoding of curves whose intervals are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
 
-from talstack.ensemble.decode import CurveMeans, Curves, Decoder, DecodeSettings, threshold_runs
+from talstack.ensemble.curves import CurveMeans, Curves
+from talstack.ensemble.decode import Decoder, DecodeSettings
+from talstack.ensemble.durations import ClassDurations
+from talstack.ensemble.runs import threshold_runs
 from talstack.io.grid import SegmentGrid
 from talstack.io.predictions import SegmentIndex
 
@@ -20,7 +25,7 @@ def curve(grid: SegmentGrid, intervals: list[tuple[float, float]], *, sharpness:
 
 
 def decoder(grid: SegmentGrid, low: float = 0.0, high: float = np.inf) -> Decoder:
-    return Decoder(ACTIONS, {"r": grid}, np.array([[low, high]] * 2))
+    return Decoder(ACTIONS, {"r": grid}, replace(ClassDurations.unknown(2), limits_s=np.array([[low, high]] * 2)))
 
 
 def curves(grid: SegmentGrid, action: np.ndarray, activity: np.ndarray) -> Curves:
@@ -43,7 +48,7 @@ def test_confident_curve_keeps_its_boundary_within_the_segment() -> None:
     # nearly 1 in one segment, 0.6 in the next, 0 after: the end lies just behind the middle of the second
     grid = SegmentGrid(4.0, 1.0)
     values = np.array([[0.999], [0.999], [0.6], [0.0005]])
-    _, intervals = threshold_runs(values, (0.5,), grid)
+    _, _, intervals = threshold_runs(values, (0.5,), grid)
     assert intervals[0, 1] == pytest.approx(2.55, abs=0.02)
 
 
@@ -86,10 +91,10 @@ def test_activity_runs_carry_their_likeliest_classes() -> None:
 def test_runs_at_the_ends_of_the_recording_reach_them() -> None:
     grid = SegmentGrid(9.7, 1.0)
     values = np.full((len(grid), 1), 0.9)
-    _, intervals = threshold_runs(values, (0.5,), grid)
+    _, _, intervals = threshold_runs(values, (0.5,), grid)
     assert intervals.tolist() == [[0.0, 9.7]]
     values[3:6] = 0.1
-    _, intervals = threshold_runs(values, (0.5,), grid)
+    _, _, intervals = threshold_runs(values, (0.5,), grid)
     np.testing.assert_allclose(intervals, [[0.0, 3.0], [6.0, 9.7]])
 
 
@@ -167,9 +172,9 @@ def test_means_follow_the_interpolated_curve() -> None:
 def test_limits_come_from_training_recordings_only(world) -> None:
     manifest, _ = world
     training = manifest.recordings_of(["train"])
-    limits = Decoder.of(manifest, 1.0, training).durations_s
+    limits = Decoder.of(manifest, 1.0, training).durations.limits_s
     known = manifest.instances.filter(pl.col("recording").is_in(training) & (pl.col("label") == "wave"))
     length = known["end_s"] - known["start_s"]
     np.testing.assert_allclose(limits[1], [length.min(), length.max()])
     other = manifest.instances.filter(pl.col("recording").is_in(training[:1]) & (pl.col("label") == "wave"))
-    assert Decoder.of(manifest, 1.0, training[:1]).durations_s[1, 0] == (other["end_s"] - other["start_s"]).min()
+    assert Decoder.of(manifest, 1.0, training[:1]).durations.limits_s[1, 0] == (other["end_s"] - other["start_s"]).min()

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from talstack.ensemble import nms
 from talstack.ensemble.nms import METHODS, suppress, top_k
 from talstack.io.errors import InputError
 
@@ -65,14 +66,19 @@ def test_equals_a_plain_loop(rows, method, threshold, sigma, min_score) -> None:
     np.testing.assert_allclose(decayed, [expected[row] for row in kept.tolist()], rtol=1e-9)
 
 
-def test_many_groups_of_different_sizes_equal_the_loop() -> None:
+@pytest.mark.parametrize("way", ["pairs", "one by one", "pairs, then one by one", "in portions"])
+@pytest.mark.parametrize("method", METHODS)
+def test_many_groups_of_different_sizes_equal_the_loop(way, method, monkeypatch) -> None:
+    monkeypatch.setattr(nms, "CROWDED", 0 if way == "one by one" else 10**9)
+    monkeypatch.setattr(nms, "LEAST_PROGRESS", 0.4 if way == "pairs, then one by one" else 0.0)
+    monkeypatch.setattr(nms, "MAX_PAIRS", 500 if way == "in portions" else 1 << 22)
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(60), rng.integers(1, 50, 60))
     rng.shuffle(groups)
     start = rng.random(len(groups)) * 30
     intervals = np.stack([start, start + rng.uniform(0.2, 6, len(groups))], axis=1)
     scores = rng.random(len(groups))
-    arguments = {"method": "gaussian", "threshold": 0.5, "sigma": 0.5, "min_score": 0.05}
+    arguments = {"method": method, "threshold": 0.5, "sigma": 0.5, "min_score": 0.05}
     kept, decayed = suppress(intervals, scores, groups, **arguments)
     expected = loop(intervals, scores, groups, **arguments)
     assert kept.tolist() == sorted(expected)

@@ -16,7 +16,8 @@ from talstack.io.manifest import SCHEMAS, Manifest
 
 QUICK = EnsembleConfig(
     shared_l2=(1.0,), class_l2=(30.0,), weighted_rounds=6, proposals=("class",), smoothing_s=(0.0,), margin=(0.2,),
-    contrast_weight=(1.0,), nms_sigma=(0.5,),
+    contrast_weight=(1.0,), nms_sigma=(0.5,), smoothing_power=(0.0,), gap_s=(0.0,), hmm=(False,), score=("plain",),
+    refine=(False,),
 )  # fmt: skip
 SINGLES = ["ego/rgb/action-linear", "pano/rgb/action-linear", "third/rgb/action-linear"]
 

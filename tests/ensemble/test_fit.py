@@ -1,0 +1,95 @@
+"""What is learned from out-of-fold proposals, and that nobody is decoded with what was learned from him."""
+
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+
+from talstack.ensemble.curves import Curves
+from talstack.ensemble.decode import Decoder, DecodeSettings, Fitted
+from talstack.ensemble.durations import ClassDurations
+from talstack.ensemble.fit import decode_held_out, fit, fit_calibration, truth_of
+from talstack.evaluate.map import evaluate_detections
+from talstack.io.grid import SegmentGrid
+from talstack.io.manifest import SCHEMAS
+from talstack.io.predictions import SegmentIndex
+
+TIOU = (0.5, 0.75, 0.95)
+LEARNED = DecodeSettings(refine=True, score="fitted")
+NAMES = tuple(f"r{number}" for number in range(9))
+
+
+@pytest.fixture(scope="module")
+def late():
+    """Return decoder, curves that lag by 0.4 segments, and instances."""
+    rng, grid = np.random.default_rng(0), SegmentGrid(80.0, 1.0)
+    rows, curves = [], []
+    for name in NAMES:
+        logit = rng.normal(-5, 0.7, (len(grid), 2))
+        for slot in range(7):
+            start, length, label = 2 + 11 * slot + rng.uniform(0, 3), rng.uniform(4, 7), int(rng.integers(2))
+            rows.append((name, start, start + length, "ab"[label]))
+            times = grid.centres_s - 0.4
+            shape = np.clip(5 * np.minimum(times - start, start + length - times), -5, rng.uniform(1, 4))
+            logit[:, label] = np.maximum(logit[:, label], shape + rng.normal(0, 0.7, len(grid)))
+        curves.append(1 / (1 + np.exp(-logit)))
+    action = np.concatenate(curves)
+    instances = pl.DataFrame(rows, schema=SCHEMAS["instances"], orient="row")
+    durations = ClassDurations(np.tile([4.0, 7.0], (2, 1)), np.full(2, np.log(5.4)), np.full(2, 0.2))
+    decoder = Decoder(("a", "b"), dict.fromkeys(NAMES, grid), durations)
+    return decoder, Curves(SegmentIndex(NAMES, (len(grid),) * len(NAMES)), action, action.max(axis=1)), instances
+
+
+def held_out(late, settings: DecodeSettings) -> pl.DataFrame:
+    decoder, curves, instances = late
+    groups = {name: row % 3 for row, name in enumerate(NAMES)}
+    return decode_held_out(decoder, curves, truth_of(instances, decoder.actions), settings, groups=groups, tiou=TIOU)
+
+
+def scores(late, settings: DecodeSettings) -> tuple[float, ...]:
+    return evaluate_detections(held_out(late, settings), late[2], tiou_thresholds=TIOU).map
+
+
+def test_refined_ends_reach_what_no_segment_could(late) -> None:
+    plain, refined = scores(late, DecodeSettings()), scores(late, DecodeSettings(refine=True))
+    assert plain[2] < 0.2
+    assert refined[2] > plain[2] + 0.2
+
+
+def test_markov_runs_are_refined_and_scored_too(late) -> None:
+    alone = replace(LEARNED, hmm=True, activity_thresholds=(), class_thresholds=())
+    assert scores(late, alone)[0] > 0.8
+
+
+def test_group_is_decoded_with_what_the_others_taught(late) -> None:
+    decoder, curves, instances = late
+    # the first group's instances are moved: this must not change how that group is decoded
+    moved = instances.with_columns(
+        pl.when(pl.col("recording").is_in(["r0", "r3", "r6"])).then(pl.col("end_s") + 3.0).otherwise(pl.col("end_s"))
+    )
+    honest, spoilt = held_out(late, LEARNED), held_out((decoder, curves, moved), LEARNED)
+    first = pl.col("recording").is_in(["r0", "r3", "r6"])
+    assert honest.filter(first).equals(spoilt.filter(first))
+    assert not honest.filter(~first).equals(spoilt.filter(~first))
+
+
+def test_calibrated_scores_are_the_precision_and_change_no_map(late) -> None:
+    decoder, curves, instances = late
+    detections = held_out(late, LEARNED)
+    calibration = fit_calibration(detections, instances, tiou=TIOU)
+    plain = decoder.decode(curves, DecodeSettings())
+    mapped = decoder.decode(curves, DecodeSettings(), Fitted(calibration=calibration))
+    one, two = (evaluate_detections(table, instances, tiou_thresholds=TIOU) for table in (plain, mapped))
+    assert one.map == pytest.approx(two.map)
+    assert not np.allclose(plain["score"], mapped["score"])
+
+
+def test_nothing_to_learn_from_falls_back_to_plain_decoding(late) -> None:
+    decoder, curves, instances = late
+    every = [found for batch in decoder.propose(curves, LEARNED) for found in batch]
+    fitted = fit(decoder, every, truth_of(instances.clear(), decoder.actions), LEARNED, tiou=TIOU)
+    assert fitted.edges == ()
+    assert fitted.scorer is None
+    assert decoder.decode(curves, LEARNED, fitted).equals(decoder.decode(curves, DecodeSettings()))
+    assert fit_calibration(decoder.decode(curves, LEARNED).clear(), instances, tiou=TIOU) is None
