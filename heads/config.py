@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from talstack.heads.context import STATISTICS
 from talstack.io.config import setting
 from talstack.io.errors import ConfigError
 from talstack.io.manifest import SPLITS
@@ -15,21 +16,38 @@ LEARNERS = ("linear", "gbm")
 class HeadsConfig:
     """Heads of every (view, modality): what they see, how they learn, and on which recordings."""
 
-    tasks: tuple[str, ...] = setting(TASKS, "activity (action or background), action (which), scene (per recording)")
+    tasks: tuple[str, ...] = setting(
+        TASKS,
+        "activity (action or background), action (which), boundary (where one starts or ends), scene (per recording)",
+    )
     learners: tuple[str, ...] = setting(LEARNERS, "linear (logistic regression), gbm (LightGBM)")
     context: tuple[int, ...] = setting(
-        (2, 4, 8), "windows on either side of a segment, in segments: their mean, slope and spread; empty = none"
+        (2, 4, 8), "windows on either side of a segment, in segments, summed up by context_statistics; empty = none"
     )
+    context_s: tuple[float, ...] = setting((), "further windows, in seconds")
+    context_statistics: tuple[str, ...] = setting(
+        ("level", "slope", "spread"),
+        "of each window: level (mean of both sides), slope (their difference), spread (deviation), max",
+    )
+    context_neighbours: int = setting(0, "nearest segments on either side that are added as they are")
+    context_position: bool = setting(False, "where in the recording a segment lies, as columns")
     clip: float = setting(4.0, "standardised columns are cut at this many standard deviations")
     class_weight: Literal["none", "sqrt", "balanced"] = setting(
         "none", "how far rare classes are weighted up in training; the probabilities are corrected for it"
     )
-    inner_folds: int = setting(3, "folds by recording inside the training recordings, to choose settings on")
+    inner_folds: int = setting(
+        3, "parts of the training recordings, made of their folds, to choose penalty and temperature on"
+    )
     linear_components: int = setting(64, "linear: principal components of the features, at most; 0 = as they are")
     linear_whitening: float = setting(
         0.0, "linear: 0 leaves the components their own size, 1 makes all equal, so that small ones count as much"
     )
-    linear_squares: bool = setting(True, "linear: the columns' squares as well, so that size counts whatever the sign")
+    linear_context_gain: float = setting(
+        1.0, "linear: size of the context's columns relative to the segment's own: smaller ones are penalised more"
+    )
+    linear_squares: float = setting(
+        1.0, "linear: size of the columns' squares, so that size counts whatever the sign; 0 = none"
+    )
     linear_l2: tuple[float, ...] = setting(
         (0.1, 0.03, 0.01, 0.003), "linear: penalties on the mean log-loss, to choose from on inner folds"
     )
@@ -50,7 +68,12 @@ class HeadsConfig:
     seed: int = setting(0, "inner folds, and the rows and columns of each tree")
 
     def __post_init__(self) -> None:
-        for name, known in (("tasks", TASKS), ("learners", LEARNERS), ("fit_splits", SPLITS)):
+        for name, known in (
+            ("tasks", TASKS),
+            ("learners", LEARNERS),
+            ("fit_splits", SPLITS),
+            ("context_statistics", STATISTICS),
+        ):
             values = getattr(self, name)
             unknown = sorted(set(values) - set(known))
             if unknown or not values or len(set(values)) < len(values):
@@ -59,19 +82,21 @@ class HeadsConfig:
             raise ConfigError("heads.fit_splits: split test is for evaluation; take train and val")
         if list(self.context) != sorted(set(self.context)) or any(window < 1 for window in self.context):
             raise ConfigError(f"heads.context: expected ascending counts of segments from 1, got {list(self.context)}")
+        if min(self.context_s, default=1.0) <= 0:
+            raise ConfigError(f"heads.context_s: expected seconds > 0, got {list(self.context_s)}")
         if not self.linear_l2 or min(self.linear_l2) <= 0:
             raise ConfigError(f"heads.linear_l2: expected penalties > 0, got {list(self.linear_l2)}")
         self._check_numbers()
 
     def _check_numbers(self) -> None:
         least = {
-            "linear_components": 0, "gbm_components": 0, "inner_folds": 2, "gbm_rounds": 1, "gbm_leaves": 2,
-            "gbm_min_leaf": 1, "gbm_l2": 0.0, "seed": 0,
+            "linear_components": 0, "linear_squares": 0.0, "context_neighbours": 0, "gbm_components": 0,
+            "inner_folds": 2, "gbm_rounds": 1, "gbm_leaves": 2, "gbm_min_leaf": 1, "gbm_l2": 0.0, "seed": 0,
         }  # fmt: skip
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ConfigError(f"heads.{name}: expected at least {smallest}, got {getattr(self, name)}")
-        for name in ("clip", "gbm_learning_rate"):
+        for name in ("clip", "linear_context_gain", "gbm_learning_rate"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"heads.{name}: expected a number > 0, got {getattr(self, name)}")
         for name in ("gbm_columns", "gbm_rows"):

@@ -5,13 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from talstack.heads.design import Design, DesignSettings, Scaler, pool_rows
+from talstack.heads.context import Context
+from talstack.heads.design import Design, DesignSettings, pool_rows
 from talstack.heads.features import GroupFeatures
+from talstack.heads.reduction import Reduction
 from talstack.io.predictions import SegmentIndex
 
-LINEAR = DesignSettings(pooled=False, components=5, windows=(2,), clip=4.0, rotate=True, whitening=0.0, squares=True)
-TREES = DesignSettings(pooled=False, components=50, windows=(2,), clip=4.0)
-SCENE = DesignSettings(pooled=True, components=5, windows=(), clip=4.0, rotate=True)
+CONTEXT = Context(windows=(2,))
+LINEAR = DesignSettings(
+    pooled=False, components=5, context=CONTEXT, clip=4.0, rotate=True, whitening=0.0, context_gain=0.5, squares=1.0
+)
+TREES = DesignSettings(pooled=False, components=50, context=CONTEXT, clip=4.0)
+SCENE = DesignSettings(pooled=True, components=5, clip=4.0, rotate=True)
 
 
 def keep(group: GroupFeatures, *names: str) -> GroupFeatures:
@@ -39,14 +44,14 @@ def test_shapes(group: GroupFeatures) -> None:
 
 
 def test_training_columns_are_standard_where_all_components_count_the_same(group: GroupFeatures) -> None:
-    settings = replace(LINEAR, whitening=1.0, clip=50.0)
+    settings = replace(LINEAR, whitening=1.0, clip=50.0, context_gain=1.0)
     rows, _ = Design.fit(group, settings).rows(group)
     np.testing.assert_allclose(rows.mean(axis=0), 0.0, atol=1e-3)
     np.testing.assert_allclose(rows.std(axis=0), 1.0, atol=1e-2)
 
 
 def test_without_whitening_components_keep_their_proportions(group: GroupFeatures) -> None:
-    rows, _ = Design.fit(group, replace(LINEAR, windows=(), squares=False)).rows(group)
+    rows, _ = Design.fit(group, replace(LINEAR, context=Context(), squares=0.0)).rows(group)
     spread = rows.std(axis=0)
     assert (np.diff(spread) < 0).all() and spread[0] > 1.1 * spread[-1]
 
@@ -68,12 +73,22 @@ def test_own_log_probabilities_are_columns(group: GroupFeatures) -> None:
     assert Design.fit(informed, LINEAR).rows(informed)[0].shape == (400, (5 + 3) * 4 * 2)
 
 
-def test_constant_columns_become_zero() -> None:
-    rows = np.full((5, 2), 7.0, np.float32)
-    rows[:, 1] = np.arange(5)
-    scaler = Scaler.of(rows, 4.0)
-    assert (scaler(rows)[:, 0] == 0).all()
-    assert (scaler(np.array([[9.0, 2.0]]))[:, 0] == 0).all() and np.abs(scaler(rows * 1000)).max() <= 4
+def test_gains_scale_context_and_squares(group: GroupFeatures) -> None:
+    plain = replace(LINEAR, context_gain=1.0, context=Context(windows=(2,), position=True))
+    rows, _ = Design.fit(group, plain).rows(group)
+    scaled, _ = Design.fit(group, replace(plain, context_gain=0.25, squares=0.5)).rows(group)
+    width = 5 * 4 + 3
+    sizes = np.r_[np.ones(5), np.full(width - 5, 0.25)]
+    np.testing.assert_allclose(scaled, rows * np.r_[sizes, sizes * 0.5], rtol=1e-5)
+
+
+def test_components_made_before_give_the_same_rows(group: GroupFeatures) -> None:
+    """Heads that share a reduction need fewer components than it holds, and never see the stored features."""
+    reduction = Reduction.of(group.features, np.flatnonzero(group.valid), components=8)
+    reduced = replace(group, features=reduction(group.features), reduction=reduction)
+    direct, shared = Design.fit(group, LINEAR), Design.fit(reduced, LINEAR)
+    np.testing.assert_allclose(shared.rows(reduced)[0], direct.rows(group)[0], atol=1e-4)
+    np.testing.assert_allclose(shared.rows(group)[0], direct.rows(group)[0], atol=1e-4)
 
 
 def test_pooling_takes_valid_rows_of_the_own_recording() -> None:
