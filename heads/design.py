@@ -28,10 +28,11 @@ class DesignSettings:
         components: principal components kept at most; 0 for the features as they are.
         clip: standardised columns are cut at this many standard deviations.
         context: columns of the neighbouring segments.
+        context_components: how many components have context (and squares); the others are the segment's own alone. 0
+            for all.
         rotate: take principal components even of features that are no wider than `components`.
         whitening: how far the components' sizes are made equal: 0 keeps their proportions, 1 makes them equal. Sizes
             matter to penalised learners only.
-        context_gain: size of the context columns relative to the segment's own.
         squares: size of squared columns beside the columns, relative to these; 0 for none.
     """
 
@@ -39,9 +40,9 @@ class DesignSettings:
     components: int
     clip: float
     context: Context = field(default_factory=Context)
+    context_components: int = 0
     rotate: bool = False
     whitening: float = 1.0
-    context_gain: float = 1.0
     squares: float = 0.0
 
 
@@ -70,7 +71,7 @@ class Design:
                 group.features, np.flatnonzero(group.valid), components=settings.components, rotate=settings.rotate
             )
         reduction = reduction.leading(settings.components)
-        finished, valid = _finish(group, reduction, settings)
+        finished, valid = _finish(group, reduction, settings, square=False)
         used = np.flatnonzero(valid)
         columns = Scaler.of(finished, settings.clip, where=used)
         if not settings.squares:
@@ -78,35 +79,50 @@ class Design:
         for start in range(0, len(finished), _BLOCK_ROWS):
             block = finished[start : start + _BLOCK_ROWS]
             np.square(columns(block, out=block), out=block)
-        return cls(settings, reduction, columns, Scaler.of(finished, settings.clip, where=used))
+        num_squared = finished.shape[1] - _num_alone(reduction, settings)
+        return cls(settings, reduction, columns, Scaler.of(finished[:, :num_squared], settings.clip, where=used))
 
     def rows(self, group: GroupFeatures) -> tuple[np.ndarray, np.ndarray]:
         """Return (rows, valid): (N, P) float32 and (N,) bool by segment, or by recording where pooled."""
-        rows, valid = _finish(group, self.reduction, self.settings, times=1 if self.squared is None else 2)
+        rows, valid = _finish(group, self.reduction, self.settings, square=self.squared is not None)
         width = len(self.columns.mean)
         gains = self._gains(width)
+        num_squared = 0 if self.squared is None else len(self.squared.mean)
         for start in range(0, len(rows), _BLOCK_ROWS):
             block = rows[start : start + _BLOCK_ROWS]
             scaled = self.columns(block[:, :width])
             np.multiply(scaled, gains, out=block[:, :width])
             if self.squared is not None:
-                block[:, width:] = self.squared(np.square(scaled, out=scaled))
-                block[:, width:] *= gains * np.float32(self.settings.squares)
+                block[:, width:] = self.squared(np.square(scaled[:, :num_squared]))
+                block[:, width:] *= gains[:num_squared] * np.float32(self.settings.squares)
         rows[~valid] = 0.0
         return rows, valid
+
+    @property
+    def context_columns(self) -> np.ndarray:
+        """Return which columns are context, (P,) bool: of neighbours or the position, or squares of these."""
+        if self.settings.pooled:
+            return np.zeros(len(self.columns.mean) * (1 if self.squared is None else 2), dtype=bool)
+        width, num_alone = len(self.columns.mean), _num_alone(self.reduction, self.settings)
+        context = self.settings.context
+        own = (width - num_alone - context.width(0)) // context.num_blocks
+        mask = np.arange(width - num_alone) >= own
+        squares = [mask] if self.squared is not None else []
+        return np.concatenate([mask, np.zeros(num_alone, dtype=bool), *squares])
 
     def _gains(self, width: int) -> np.ndarray:
         """Return the size of every column, (width,) float32."""
         settings, energies = self.settings, self.reduction.energies
         gains = energies ** ((1.0 - settings.whitening) / 2.0)
         gains = gains / np.sqrt(np.square(gains).mean())
+        num_alone = _num_alone(self.reduction, settings)
+        with_context, alone = gains[: len(gains) - num_alone], gains[len(gains) - num_alone :]
         num_blocks = _NUM_POOLED if settings.pooled else settings.context.num_blocks
-        num_own = width // num_blocks - len(gains)  # the backbone's own columns
-        one_block = np.concatenate([gains, np.ones(num_own)])
-        out = np.full(width, 1.0 if settings.pooled else settings.context_gain)
-        out[: num_blocks * len(one_block)] *= np.tile(one_block, num_blocks)
-        if not settings.pooled:
-            out[: len(one_block)] = one_block
+        num_own = (width - num_alone) // num_blocks - len(with_context)  # the backbone's own columns
+        one_block = np.concatenate([with_context, np.ones(num_own)])
+        out = np.ones(width)
+        out[: num_blocks * len(one_block)] = np.tile(one_block, num_blocks)
+        out[width - num_alone :] = alone
         return out.astype(np.float32)
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -131,22 +147,30 @@ class Design:
         )
 
 
+def _num_alone(reduction: Reduction, settings: DesignSettings) -> int:
+    """Return how many of the components have no context."""
+    num_components = len(reduction.energies)
+    if settings.pooled or not settings.context_components or reduction.axes is None:
+        return 0
+    return max(0, num_components - settings.context_components)
+
+
 def _finish(
-    group: GroupFeatures, reduction: Reduction, settings: DesignSettings, *, times: int = 1
+    group: GroupFeatures, reduction: Reduction, settings: DesignSettings, *, square: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the columns before their last scaling and which rows are valid; with room for them `times` times."""
-    own = [group.log_probs, group.scene_log_probs] if settings.pooled else [group.log_probs]
-    if group.reduction is None:
-        components = reduction(group.features)
-    else:
-        components = group.features[:, : len(reduction.energies)].astype(np.float32, copy=False)
-    reduced = np.concatenate([components, *own], axis=1)
+    """Return the columns before their last scaling and which rows are valid; with room for their squares."""
+    components = reduction(group.features) if group.reduction is None else group.features[:, : len(reduction.energies)]
     if settings.pooled:
+        reduced = np.concatenate([components, group.log_probs, group.scene_log_probs], axis=1)
         pooled, there = pool_rows(reduced, group.valid, index=group.index)
-        return np.tile(pooled, times), there
+        return np.tile(pooled, 2 if square else 1), there
+    num_alone = _num_alone(reduction, settings)
+    alone = components[:, components.shape[1] - num_alone :]
+    reduced = np.concatenate([components[:, : components.shape[1] - num_alone], group.log_probs], axis=1)
     width = settings.context.width(reduced.shape[1])
-    rows = np.empty((len(reduced), width * times), dtype=np.float32)
+    rows = np.empty((len(reduced), width * (2 if square else 1) + num_alone), dtype=np.float32)
     context_rows(reduced, group.valid, index=group.index, context=settings.context, out=rows[:, :width])
+    rows[:, width : width + num_alone] = alone
     return rows, group.valid
 
 

@@ -43,7 +43,14 @@ class GbmHead:
 
     @classmethod
     def fit(
-        cls, rows: np.ndarray, targets: np.ndarray, *, folds: np.ndarray, link: Link, config: HeadsConfig
+        cls,
+        rows: np.ndarray,
+        targets: np.ndarray,
+        *,
+        folds: np.ndarray,
+        link: Link,
+        config: HeadsConfig,
+        context: np.ndarray | None = None,  # noqa: ARG003 - to trees a column's size means nothing
     ) -> "GbmHead":
         """Return the head fitted on all rows; arguments as of `LinearHead.fit`."""
         columns = ClassColumns.of(targets)

@@ -1,7 +1,7 @@
 """The linear learner: logistic regression, its penalty and temperature chosen on inner folds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class LinearHead:
         columns: which classes were learned.
         solution: weights (D, learned) and bias, temperature included.
         l2: the penalty taken.
+        context_gain: the size of context columns taken.
         temperature: what the logits were divided by.
     """
 
@@ -34,11 +35,19 @@ class LinearHead:
     columns: ClassColumns
     solution: Weights
     l2: float
+    context_gain: float
     temperature: float
 
     @classmethod
     def fit(
-        cls, rows: np.ndarray, targets: np.ndarray, *, folds: np.ndarray, link: Link, config: HeadsConfig
+        cls,
+        rows: np.ndarray,
+        targets: np.ndarray,
+        *,
+        folds: np.ndarray,
+        link: Link,
+        config: HeadsConfig,
+        context: np.ndarray | None = None,
     ) -> "LinearHead":
         """Return the head fitted on all rows.
 
@@ -46,14 +55,25 @@ class LinearHead:
             rows: (N, D) float32 of the design matrix.
             targets: (N, C) bool.
             folds: (N,) int, the inner fold of each row; all 0 where nothing can be chosen.
+            context: (D,) bool, which columns are context; None for none.
         """
         columns = ClassColumns.of(targets)
-        problem = _Problem.of(rows, targets[:, columns.learned], folds, link=link, config=config)
-        choice = problem.choose_l2(sorted(config.linear_l2, reverse=True))
+        if context is None or not context.any():
+            context = np.zeros(rows.shape[1], dtype=bool)
+        gains = config.linear_context_gain if context.any() and folds.any() else config.linear_context_gain[:1]
+        best: tuple[float, _Problem, _Choice] | None = None
+        for gain in gains:
+            scale = np.where(context, np.float32(gain), np.float32(1))
+            problem = _Problem.of(rows, targets[:, columns.learned], folds, scale=scale, link=link, config=config)
+            choice = problem.choose_l2(sorted(config.linear_l2, reverse=True))
+            if best is None or choice.loss < best[2].loss:
+                best = gain, problem, choice
+        assert best is not None
+        gain, problem, choice = best
         (found,) = problem.solve(range(len(problem.folds)), [choice.l2], start=choice.start)
         bias = temper(found.bias - problem.shift, problem.anchor, choice.temperature)
         weights = problem.vectors @ (found.weights / np.float32(choice.temperature))
-        return cls(link, columns, Weights(weights, bias), choice.l2, choice.temperature)
+        return cls(link, columns, Weights(weights, bias), choice.l2, gain, choice.temperature)
 
     def predict_proba(self, rows: np.ndarray) -> np.ndarray:
         """Return (N, C) float32 probabilities."""
@@ -62,7 +82,7 @@ class LinearHead:
     @property
     def summary(self) -> dict[str, Any]:
         """What was chosen in fitting."""
-        return {"l2": self.l2, "temperature": self.temperature}
+        return {"l2": self.l2, "context_gain": self.context_gain, "temperature": self.temperature}
 
     def save(self, stem: Path) -> list[Path]:
         """Write `stem`.safetensors; return the files written."""
@@ -86,15 +106,16 @@ class LinearHead:
             ClassColumns(arrays["learned"], arrays["constant"]),
             Weights(arrays["weights"], arrays["bias"]),
         )
-        return cls(link, columns, solution, float(summary["l2"]), float(summary["temperature"]))
+        return cls(link, columns, solution, *(float(summary[name]) for name in ("l2", "context_gain", "temperature")))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Choice:
-    """What the inner folds were used for: the penalty, a guess at its solution, and the temperature."""
+    """What the inner folds were used for: the penalty, a guess at its solution, its loss, and the temperature."""
 
     l2: float
     start: Weights | None
+    loss: float
     temperature: float
 
 
@@ -104,7 +125,7 @@ class _Problem:
 
     Attributes:
         rows: the N rows, their targets and weights.
-        vectors: (D, K), the axes.
+        vectors: (D, K), the axes, each column of the rows scaled by its size.
         folds: the rows of each inner fold.
         shift: (C,) what weighting adds to the logits, to be taken off again, so that probabilities stay honest.
         anchor: (C,) logits of the classes' rates.
@@ -119,9 +140,16 @@ class _Problem:
 
     @classmethod
     def of(
-        cls, rows: np.ndarray, targets: np.ndarray, folds: np.ndarray, *, link: Link, config: HeadsConfig
+        cls,
+        rows: np.ndarray,
+        targets: np.ndarray,
+        folds: np.ndarray,
+        *,
+        scale: np.ndarray,
+        link: Link,
+        config: HeadsConfig,
     ) -> "_Problem":
-        vectors = Axes.of(rows, floor=_AXIS_FLOOR * min(config.linear_l2)).vectors
+        vectors = Axes.of(rows, floor=_AXIS_FLOOR * min(config.linear_l2), scale=scale).vectors * scale[:, None]
         order = np.argsort(folds, kind="stable")
         along = np.empty((len(rows), vectors.shape[1]), dtype=np.float32)
         for start in range(0, len(rows), _BLOCK_ROWS):
@@ -171,8 +199,8 @@ class _Problem:
         """
         numbers = range(len(self.folds))
         if len(numbers) < 2:
-            return _Choice(l2s[len(l2s) // 2], None, 1.0)
-        best, least = _Choice(l2s[0], None, 1.0), np.inf
+            return _Choice(l2s[len(l2s) // 2], None, 0.0, 1.0)
+        best, least = _Choice(l2s[0], None, np.inf, 1.0), np.inf
         held_out: list[HeldOut] = []
         starts: list[Weights | None] = [None for _ in numbers]
         for l2 in l2s:
@@ -186,8 +214,8 @@ class _Problem:
             if loss >= least:
                 break
             mean = Weights(*(np.mean([getattr(w, name) for w in found], axis=0) for name in ("weights", "bias")))
-            best, least, held_out, starts = _Choice(l2, mean, 1.0), loss, parts, list(found)
-        return _Choice(best.l2, best.start, choose_temperature(held_out, self.link))
+            best, least, held_out, starts = _Choice(l2, mean, loss, 1.0), loss, parts, list(found)
+        return replace(best, temperature=choose_temperature(held_out, self.link))
 
     def _held_out(self, fold: int, weights: Weights) -> HeldOut:
         """Return what a solution says of the fold that it was not fitted on; classes it could not learn left out."""

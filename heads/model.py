@@ -80,7 +80,9 @@ class TrainedHead:
         inner = inner if pooled else inner[group.row_recordings]
         if not use.all():
             rows, values, inner = rows[use], values[use], inner[use]
-        learner = _LEARNERS[key.learner].fit(rows, values, folds=inner, link=targets.link, config=config)
+        learner = _LEARNERS[key.learner].fit(
+            rows, values, folds=inner, link=targets.link, config=config, context=design.context_columns
+        )
         return cls(key, targets.classes, targets.link, design, learner)
 
     def predict_proba(self, group: GroupFeatures) -> tuple[np.ndarray, np.ndarray]:
@@ -172,22 +174,25 @@ def _settings_of(card: dict[str, Any]) -> DesignSettings:
 def design_settings(key: ModelKey, config: HeadsConfig, segment_s: float) -> DesignSettings:
     """Return what the rows of a head hold."""
     linear, pooled = key.learner == "linear", key.task == "scene"
+    components = config.linear_components if linear else config.gbm_components
+    if pooled and config.context_components:  # few recordings: as few columns as a neighbourhood gets
+        components = min(components, config.context_components)
     return DesignSettings(
         pooled=pooled,
-        components=config.linear_components if linear else config.gbm_components,
+        components=components,
         clip=config.clip,
-        context=Context() if pooled else _context(config, segment_s),
+        context=Context() if pooled else _context(config, segment_s, boundary=key.task == "boundary"),
+        context_components=config.context_components,
         rotate=linear,  # trees cut along columns: they keep the features' own where there are few
         whitening=config.linear_whitening if linear else 1.0,
-        context_gain=config.linear_context_gain if linear else 1.0,
         squares=config.linear_squares if linear and not pooled else 0.0,
     )
 
 
-def _context(config: HeadsConfig, segment_s: float) -> Context:
-    in_seconds = {max(1, round(window_s / segment_s)) for window_s in config.context_s}
+def _context(config: HeadsConfig, segment_s: float, *, boundary: bool) -> Context:
+    windows = {max(1, round(window_s / segment_s)) for window_s in config.context_s} | set(config.context)
     return Context(
-        windows=tuple(sorted(in_seconds | set(config.context))),
+        windows=tuple(sorted(windows | set(config.boundary_context if boundary else ()))),
         statistics=config.context_statistics,
         neighbours=config.context_neighbours,
         position=config.context_position,

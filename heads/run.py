@@ -248,11 +248,11 @@ def _identity(
         labels["instances"] = [
             list(row) for row in manifest.instances.filter(learn).select(columns).sort(columns).iter_rows()
         ]
-    prefix = f"{key.learner}_"
+    prefixes = [f"{key.learner}_", f"{key.task}_", *(["context"] if key.task != "scene" else [])]
     settings = {
         name: value
         for name, value in to_dict(config).items()
-        if name in _SHARED_SETTINGS or name.startswith(prefix) or (name.startswith("context") and key.task != "scene")
+        if name in _SHARED_SETTINGS or name.startswith(tuple(prefixes))
     }
     return {
         "format_version": FORMAT_VERSION,

@@ -38,10 +38,18 @@ class Axes:
     energies: np.ndarray
 
     @classmethod
-    def of(cls, rows: np.ndarray, *, floor: float) -> "Axes":
-        """Return the axes of the (N, D) float32 rows whose energy exceeds `floor`; at least one."""
+    def of(cls, rows: np.ndarray, *, floor: float, scale: np.ndarray | None = None) -> "Axes":
+        """Return the axes of the (N, D) float32 rows whose energy exceeds `floor`; at least one.
+
+        Args:
+            scale: (D,) float32, what the columns are multiplied by before.
+        """
         few = len(rows) < rows.shape[1]  # then the rows' own products are the smaller matrix with the same energies
+        if few and scale is not None:
+            rows = rows * scale
         gram = (rows @ rows.T if few else rows.T @ rows).astype(np.float64) / len(rows)
+        if scale is not None and not few:
+            gram *= np.outer(scale, scale)
         energies, vectors = eigh(gram, check_finite=False)
         keep = energies > max(floor, energies[-1] * 1e-7, 1e-12)  # below this float32 holds noise
         keep[-1] = True

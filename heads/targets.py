@@ -16,7 +16,7 @@ from talstack.io.predictions import ACTIVITY, boundary_classes
 from talstack.io.targets import boundary_targets, scene_targets, segment_targets
 
 Task = Literal["activity", "action", "boundary", "scene"]
-BOUNDARY_PARTS = 4  # equal parts of a segment that a boundary may fall into
+BOUNDARY_PARTS = 2  # equal parts of a segment that a boundary may fall into; 4 are no more exact
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +46,9 @@ def task_targets(task: str, manifest: Manifest, group: GroupFeatures, segment_s:
         return TaskTargets(manifest.scenes, "softmax", values, scenes >= 0, segment_s)
     known = np.ones(group.index.num_rows, dtype=bool)
     if task == "boundary":
-        values = boundary_targets(manifest, group.index, segment_s, parts=BOUNDARY_PARTS)
+        parts = boundary_targets(manifest, group.index, segment_s, parts=BOUNDARY_PARTS)
+        sides = parts.reshape(len(parts), 2, BOUNDARY_PARTS).any(axis=2)
+        values = np.concatenate([sides, parts], axis=1)
         return TaskTargets(boundary_classes(BOUNDARY_PARTS), "sigmoid", values, known, segment_s)
     actions = segment_targets(manifest, group.index, segment_s)
     if task == "action":

@@ -3,8 +3,8 @@
 One long table holds everything that stage two predicts and the ensemble learns from (`SCHEMA`). A head's name is
 `<task>-<learner>`: task `activity` (one class, "activity"), `action` (one class per action; the probability that
 it happens in the segment, several may), `boundary` (classes of `boundary_classes`: the probability that any action
-starts, or ends, in this part of the segment) or `scene` (one class per scene, one row set per recording, segment null).
-`fold` is the fold whose recordings the predicting model did not see in training; null marks recordings outside
+starts, or ends, in the segment and in parts of it) or `scene` (one class per scene, one row set per recording, segment
+null). `fold` is the fold whose recordings the predicting model did not see in training; null marks recordings outside
 the folds (test), predicted by the model refitted on all folds.
 """
 
@@ -199,8 +199,9 @@ class BoundaryCurves(NamedTuple):
         start, end: (N,) float32, the probability that an action starts / ends in the segment.
         start_offset_s, end_offset_s: (N,) float32, where in the segment it does if it does, on average, seconds from
             the segment's start.
-        start_parts, end_parts: (N, K) float32, the probability of each of the segment's K equal parts. Laid end to
-            end, part k of segment i covers [(i + k / K) * segment_s, (i + (k + 1) / K) * segment_s).
+        start_parts, end_parts: (N, K) float32, `start` and `end` shared out over the segment's K equal parts. Laid end
+            to end, part k of segment i covers [(i + k / K) * segment_s, (i + (k + 1) / K) * segment_s); the centre of
+            mass of a peak, one segment to either side, is the best single guess at a boundary.
     """
 
     start: np.ndarray
@@ -212,8 +213,8 @@ class BoundaryCurves(NamedTuple):
 
 
 def boundary_classes(parts: int) -> tuple[str, ...]:
-    """Return the classes of a boundary head that tells `parts` equal parts of a segment apart, starts first."""
-    return tuple(f"{side} {part + 1}/{parts}" for side in SIDES for part in range(parts))
+    """Return the classes of a boundary head: start and end, then each in the first to last part of a segment."""
+    return (*SIDES, *(f"{side} {part + 1}/{parts}" for side in SIDES for part in range(parts)))
 
 
 def boundary_curves(table: pl.DataFrame, key: ModelKey, *, index: SegmentIndex, segment_s: float) -> BoundaryCurves:
@@ -226,13 +227,12 @@ def boundary_curves(table: pl.DataFrame, key: ModelKey, *, index: SegmentIndex, 
         (pl.col("view") == key.view) & (pl.col("modality") == key.modality) & (pl.col("head") == key.head)
     )
     names = own["class"].unique().to_list()
-    parts = len(names) // 2
-    if not names or set(names) != set(boundary_classes(parts)):
+    parts = len(names) // 2 - 1
+    if parts < 1 or set(names) != set(boundary_classes(parts)):
         raise InputError(f"{key}: classes {sorted(names)[:4]} are not those of a boundary head; run `talstack heads`")
-    probs = dense_probs(own, key, index=index, classes=boundary_classes(parts)).reshape(-1, 2, parts)
-    any_part = 1.0 - np.prod(1.0 - probs, axis=2)
-    centres = (np.arange(parts, dtype=np.float32) + 0.5) / parts * np.float32(segment_s)
-    offset = (probs * centres).sum(axis=2) / np.maximum(probs.sum(axis=2), 1e-9)
-    return BoundaryCurves(
-        any_part[:, 0], any_part[:, 1], offset[:, 0], offset[:, 1], probs[:, 0], probs[:, 1]
-    )  # fmt: skip
+    probs = dense_probs(own, key, index=index, classes=boundary_classes(parts))
+    shares = probs[:, 2:].reshape(-1, 2, parts)
+    shares = shares / np.maximum(shares.sum(axis=2, keepdims=True), 1e-9)
+    centres_s = (np.arange(parts, dtype=np.float32) + 0.5) / parts * np.float32(segment_s)
+    offset_s, mass = shares @ centres_s, shares * probs[:, :2, None]
+    return BoundaryCurves(probs[:, 0], probs[:, 1], offset_s[:, 0], offset_s[:, 1], mass[:, 0], mass[:, 1])

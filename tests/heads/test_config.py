@@ -24,7 +24,7 @@ def test_settings_come_from_a_table() -> None:
         ({"context_s": (1.0, 0.0)}, "context_s: expected seconds"),
         ({"context_statistics": ("median",)}, "context_statistics: expected some of level"),
         ({"context_neighbours": -1}, "context_neighbours: expected at least 0"),
-        ({"linear_context_gain": 0.0}, "linear_context_gain"),
+        ({"linear_context_gain": (0.0,)}, "linear_context_gain"),
         ({"linear_l2": (0.0,)}, "linear_l2"),
         ({"inner_folds": 1}, "inner_folds: expected at least 2"),
         ({"gbm_columns": 0.0}, "gbm_columns"),

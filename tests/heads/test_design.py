@@ -12,9 +12,7 @@ from talstack.heads.reduction import Reduction
 from talstack.io.predictions import SegmentIndex
 
 CONTEXT = Context(windows=(2,))
-LINEAR = DesignSettings(
-    pooled=False, components=5, context=CONTEXT, clip=4.0, rotate=True, whitening=0.0, context_gain=0.5, squares=1.0
-)
+LINEAR = DesignSettings(pooled=False, components=5, context=CONTEXT, clip=4.0, rotate=True, whitening=0.0, squares=1.0)
 TREES = DesignSettings(pooled=False, components=50, context=CONTEXT, clip=4.0)
 SCENE = DesignSettings(pooled=True, components=5, clip=4.0, rotate=True)
 
@@ -44,7 +42,7 @@ def test_shapes(group: GroupFeatures) -> None:
 
 
 def test_training_columns_are_standard_where_all_components_count_the_same(group: GroupFeatures) -> None:
-    settings = replace(LINEAR, whitening=1.0, clip=50.0, context_gain=1.0)
+    settings = replace(LINEAR, whitening=1.0, clip=50.0)
     rows, _ = Design.fit(group, settings).rows(group)
     np.testing.assert_allclose(rows.mean(axis=0), 0.0, atol=1e-3)
     np.testing.assert_allclose(rows.std(axis=0), 1.0, atol=1e-2)
@@ -73,13 +71,24 @@ def test_own_log_probabilities_are_columns(group: GroupFeatures) -> None:
     assert Design.fit(informed, LINEAR).rows(informed)[0].shape == (400, (5 + 3) * 4 * 2)
 
 
-def test_gains_scale_context_and_squares(group: GroupFeatures) -> None:
-    plain = replace(LINEAR, context_gain=1.0, context=Context(windows=(2,), position=True))
-    rows, _ = Design.fit(group, plain).rows(group)
-    scaled, _ = Design.fit(group, replace(plain, context_gain=0.25, squares=0.5)).rows(group)
-    width = 5 * 4 + 3
-    sizes = np.r_[np.ones(5), np.full(width - 5, 0.25)]
-    np.testing.assert_allclose(scaled, rows * np.r_[sizes, sizes * 0.5], rtol=1e-5)
+def test_context_columns_are_told_from_own_ones(group: GroupFeatures) -> None:
+    """Nothing but them, and their squares, changes with the neighbours."""
+    settings = replace(LINEAR, context=Context(windows=(2,), position=True), context_components=2, squares=0.5)
+    design = Design.fit(group, settings)
+    rows, _ = design.rows(group)
+    alone, _ = design.rows(keep(group, "r3"))
+    own = group.rows_of(["r3"])
+    short = replace(
+        keep(group, "r3"), index=SegmentIndex(("r3",), (20,)), features=group.features[own][:20],
+        valid=group.valid[own][:20], log_probs=group.log_probs[own][:20],
+        scene_log_probs=group.scene_log_probs[own][:20],
+    )  # fmt: skip
+    cut, _ = design.rows(short)
+    context = design.context_columns
+    assert rows.shape[1] == len(context) == 2 * 4 + 3 + 3 + 2 * 4 + 3 and context.sum() == 2 * (2 * 3 + 3)
+    changed = np.abs(cut[19] - alone[19]) > 1e-4
+    np.testing.assert_array_equal(changed & ~context, np.zeros(len(context), dtype=bool))
+    assert changed[context].sum() > 8
 
 
 def test_components_made_before_give_the_same_rows(group: GroupFeatures) -> None:

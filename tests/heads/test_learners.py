@@ -155,3 +155,17 @@ def test_a_penalty_path_stops_where_the_loss_rises(quick: HeadsConfig, monkeypat
     config = replace(quick, linear_l2=(1.0, 0.1, 0.01, 1e-3, 1e-4))
     head = LinearHead.fit(rows, rng.random((600, 1)) > 0.5, folds=FOLDS, link="sigmoid", config=config)
     assert head.l2 == 1.0 and [l2s[0] for l2s in tried] == [1.0] * 3 + [0.1] * 3 + [1.0]
+
+
+def test_context_is_made_small_where_it_only_distracts(quick: HeadsConfig) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(600, 60)).astype(np.float32)
+    context = np.arange(60) >= 5
+    config = replace(quick, linear_context_gain=(1.0, 0.05), linear_l2=(0.1, 0.01, 0.001))
+    chosen = [
+        LinearHead.fit(rows, (rows @ w + 0.5 * rng.normal(size=600) > 0)[:, None], folds=FOLDS, link="sigmoid",
+                       config=config, context=context)
+        for w in (np.where(context, 0.0, 1.0), np.where(context, 1.0, 0.0))
+    ]  # fmt: skip
+    assert [head.context_gain for head in chosen] == [0.05, 1.0]
+    assert np.abs(chosen[0].solution.weights[5:]).max() < 0.1 < np.abs(chosen[1].solution.weights[5:]).max()

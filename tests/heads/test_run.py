@@ -70,7 +70,8 @@ def test_only_heads_whose_inputs_changed_are_fitted_again(
     assert refitted(found) == {
         f"{task}-{by}" for task in ("action", "activity", "boundary") for by in ("gbm", "linear")
     }
-    config = replace(quick, gbm_rounds=16, context=(2,))
+    config = replace(quick, gbm_rounds=16, context=(2,), boundary_context=(5,))
+    assert refitted(outcomes(make_features(), tmp_path, config)[0]) == {"boundary-gbm", "boundary-linear"}
     found, written = outcomes(make_features(relabel(manifest, ["r8"])), tmp_path, config)
     assert not refitted(found) and not written, "labels of the test split are no input"
     found, _ = outcomes(make_features(relabel(manifest, ["r1"])), tmp_path, config)
