@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import polars as pl
 from rich.table import Table
@@ -34,7 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "context_statistics": ("level", "slope", "spread", "max"), "context_position": True,
     },
     "PCA to 16": {"linear_components": 16, "gbm_components": 16},
-    "PCA to 128": {"linear_components": 128, "gbm_components": 128},
+    "PCA to 64": {"linear_components": 64, "gbm_components": 64},
     "no PCA for gbm": {"gbm_components": 0, "learners": ("gbm",)},
     "no squares": {"linear_squares": 0.0, "learners": ("linear",)},
 }  # fmt: skip
@@ -57,7 +58,9 @@ def accuracy_table(run: Path, out: Path, jobs: int) -> Table:
             for learner in config.learners:
                 keys = {task: ModelKey(view, modality, f"{task}-{learner}") for task in config.tasks}
                 values = measure(oof, keys, features)
-                table.add_row(name, f"{view}/{modality}", learner, *(f"{value:.3f}" for value in values))
+                row = (name, f"{view}/{modality}", learner, *(f"{value:.3f}" for value in values))
+                click.echo("  ".join(row), err=True)
+                table.add_row(*row)
     return table
 
 

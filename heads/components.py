@@ -93,7 +93,7 @@ def make_components(job: ComponentsJob, features: FeatureSet, plan: FoldPlan) ->
 def _write(path: Path, group: GroupFeatures, reduction: Reduction) -> None:
     arrays = {
         **reduction.arrays(),
-        "components": reduction(group.features),
+        "components": reduction(group.features).astype(np.float16),
         "valid": group.valid,
         "aligned": group.aligned,
         "log_probs": group.log_probs,

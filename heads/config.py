@@ -29,7 +29,6 @@ class HeadsConfig:
         ("level", "slope", "spread", "max"),
         "of each window: level (mean of both sides), slope (their difference), spread (deviation), max",
     )
-    context_components: int = setting(64, "principal components that have context; 0 = all")
     context_neighbours: int = setting(0, "nearest segments on either side that are added as they are")
     context_position: bool = setting(False, "where in the recording a segment lies, as columns")
     boundary_context: tuple[int, ...] = setting((1,), "further windows of boundary heads, in segments")
@@ -41,12 +40,13 @@ class HeadsConfig:
         3, "parts of the training recordings, made of their folds, to choose penalty and temperature on"
     )
     linear_components: int = setting(256, "linear: principal components of the features, at most; 0 = as they are")
+    linear_context_components: int = setting(64, "linear: the first components, which have context as well; 0 = all")
     linear_whitening: float = setting(
         0.0, "linear: 0 leaves the components their own size, 1 makes all equal, so that small ones count as much"
     )
     linear_context_gain: tuple[float, ...] = setting(
         (0.6, 0.1),
-        "linear: sizes of the context's columns beside the segment's own, to choose from; small ones are penalised more",
+        "linear: sizes of context columns beside the segment's own, to choose from; small ones are penalised more",
     )
     linear_squares: float = setting(
         0.5, "linear: size of the columns' squares, so that size counts whatever the sign; 0 = none"
@@ -55,7 +55,8 @@ class HeadsConfig:
         (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001),
         "linear: penalties on the mean log-loss, tried from the largest down until the inner folds get worse",
     )
-    gbm_components: int = setting(32, "gbm: wider features are reduced to this many principal components; 0 = never")
+    gbm_components: int = setting(256, "gbm: wider features are reduced to this many principal components; 0 = never")
+    gbm_context_components: int = setting(32, "gbm: the first components, which have context as well; 0 = all")
     gbm_rounds: int = setting(150, "gbm: trees per class; the most of them with early stopping")
     gbm_early_stopping: bool = setting(
         False, "gbm: choose the number of trees on one inner fold (about twice the time)"
@@ -97,9 +98,9 @@ class HeadsConfig:
 
     def _check_numbers(self) -> None:
         least = {
-            "linear_components": 0, "linear_squares": 0.0, "context_neighbours": 0, "context_components": 0,
-            "gbm_components": 0, "inner_folds": 2, "gbm_rounds": 1, "gbm_leaves": 2, "gbm_min_leaf": 1, "gbm_l2": 0.0,
-            "seed": 0,
+            "linear_components": 0, "linear_context_components": 0, "linear_squares": 0.0, "context_neighbours": 0,
+            "gbm_components": 0, "gbm_context_components": 0, "gbm_rounds": 1, "gbm_leaves": 2, "gbm_min_leaf": 1,
+            "gbm_l2": 0.0, "inner_folds": 2, "seed": 0,
         }  # fmt: skip
         for name, smallest in least.items():
             if getattr(self, name) < smallest:

@@ -159,7 +159,9 @@ def _finish(
     group: GroupFeatures, reduction: Reduction, settings: DesignSettings, *, square: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the columns before their last scaling and which rows are valid; with room for their squares."""
-    components = reduction(group.features) if group.reduction is None else group.features[:, : len(reduction.energies)]
+    components = group.features[:, : len(reduction.energies)].astype(np.float32)
+    if group.reduction is None:
+        components = reduction(group.features)
     if settings.pooled:
         reduced = np.concatenate([components, group.log_probs, group.scene_log_probs], axis=1)
         pooled, there = pool_rows(reduced, group.valid, index=group.index)

@@ -25,8 +25,8 @@ class GroupFeatures:
         aligned: (R,) bool, whether a recording's rows are the segments of its grid.
         log_probs: (N, L) float32, the backbone's own log-probabilities, or (N, 0): actions with background.
         scene_log_probs: (N, K) float32 or (N, 0): scenes.
-        reduction: where it is set, `features` are not the stored ones but their float32 principal components under
-            this reduction, fitted on the recordings that the head at hand learns from.
+        reduction: where it is set, `features` are not the stored ones but their principal components under it, fitted
+            on the recordings that the head at hand learns from.
     """
 
     index: SegmentIndex

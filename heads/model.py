@@ -174,15 +174,17 @@ def _settings_of(card: dict[str, Any]) -> DesignSettings:
 def design_settings(key: ModelKey, config: HeadsConfig, segment_s: float) -> DesignSettings:
     """Return what the rows of a head hold."""
     linear, pooled = key.learner == "linear", key.task == "scene"
-    components = config.linear_components if linear else config.gbm_components
-    if pooled and config.context_components:  # few recordings: as few columns as a neighbourhood gets
-        components = min(components, config.context_components)
+    components, with_context = (
+        getattr(config, f"{key.learner}_{name}") for name in ("components", "context_components")
+    )
+    if pooled and with_context:  # few recordings: as few columns as a neighbourhood gets
+        components = min(components, with_context)
     return DesignSettings(
         pooled=pooled,
         components=components,
         clip=config.clip,
         context=Context() if pooled else _context(config, segment_s, boundary=key.task == "boundary"),
-        context_components=config.context_components,
+        context_components=with_context,
         rotate=linear,  # trees cut along columns: they keep the features' own where there are few
         whitening=config.linear_whitening if linear else 1.0,
         squares=config.linear_squares if linear and not pooled else 0.0,

@@ -28,6 +28,7 @@ QUICK = HeadsConfig(
     context=(1, 3),
     linear_components=8,
     gbm_components=8,
+    gbm_context_components=8,
     gbm_rounds=15,
     linear_l2=(0.1, 0.01),
     linear_context_gain=(0.5,),
