@@ -15,6 +15,9 @@ from talstack.heads.targets import ClassColumns
 
 CLASS_WEIGHT_POWER = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}
 _AXIS_FLOOR = 1e-3  # axes with less energy than this share of the smallest penalty move a logit by about as little
+_MOST_AXES = (
+    1024  # leading ones; bounds time and memory, beyond them lies next to nothing (docs/decisions/0016-heads.md)
+)
 _BLOCK_ROWS = 8192
 
 
@@ -149,7 +152,8 @@ class _Problem:
         link: Link,
         config: HeadsConfig,
     ) -> "_Problem":
-        vectors = Axes.of(rows, floor=_AXIS_FLOOR * min(config.linear_l2), scale=scale).vectors * scale[:, None]
+        axes = Axes.of(rows, floor=_AXIS_FLOOR * min(config.linear_l2), scale=scale)
+        vectors = axes.vectors[:, :_MOST_AXES] * scale[:, None]
         order = np.argsort(folds, kind="stable")
         along = np.empty((len(rows), vectors.shape[1]), dtype=np.float32)
         for start in range(0, len(rows), _BLOCK_ROWS):
