@@ -64,15 +64,16 @@ class LinearHead:
         if context is None or not context.any():
             context = np.zeros(rows.shape[1], dtype=bool)
         gains = config.linear_context_gain if context.any() and folds.any() else config.linear_context_gain[:1]
-        best: tuple[float, _Problem, _Choice] | None = None
-        for gain in gains:
+        learned = targets[:, columns.learned]
+
+        def problem_of(gain: float) -> _Problem:
             scale = np.where(context, np.float32(gain), np.float32(1))
-            problem = _Problem.of(rows, targets[:, columns.learned], folds, scale=scale, link=link, config=config)
-            choice = problem.choose_l2(sorted(config.linear_l2, reverse=True))
-            if best is None or choice.loss < best[2].loss:
-                best = gain, problem, choice
-        assert best is not None
-        gain, problem, choice = best
+            return _Problem.of(rows, learned, folds, scale=scale, link=link, config=config)
+
+        l2s = sorted(config.linear_l2, reverse=True)
+        choices = {gain: problem_of(gain).choose_l2(l2s) for gain in gains}  # one problem in memory at a time
+        gain, choice = min(choices.items(), key=lambda item: item[1].loss)
+        problem = problem_of(gain)
         (found,) = problem.solve(range(len(problem.folds)), [choice.l2], start=choice.start)
         bias = temper(found.bias - problem.shift, problem.anchor, choice.temperature)
         weights = problem.vectors @ (found.weights / np.float32(choice.temperature))
