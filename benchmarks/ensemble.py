@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import click
@@ -46,13 +47,13 @@ def made_up(num_recordings: int, num_segments: int, num_classes: int) -> tuple[D
             action[row, :, label] = np.maximum(action[row, :, label], rise + rng.normal(0, 1, num_segments))
             known = truth.get((name, label), np.zeros((0, 2)))
             truth[name, label] = np.append(known, [[start, start + length]], axis=0)
-    action = 1 / (1 + np.exp(-action.reshape(-1, num_classes)))
+    probs = 1 / (1 + np.exp(-action.reshape(-1, num_classes)))
     durations = ClassDurations(
         np.tile([3.0, 15.0], (num_classes, 1)), np.full(num_classes, np.log(8.0)), np.full(num_classes, 0.45)
     )
     grids = dict.fromkeys(names, SegmentGrid(float(num_segments), 1.0))
     decoder = Decoder(tuple(f"action {c}" for c in range(num_classes)), grids, durations)
-    return decoder, Curves(SegmentIndex(names, (num_segments,) * num_recordings), action, action.max(axis=1)), truth
+    return decoder, Curves(SegmentIndex(names, (num_segments,) * num_recordings), probs, probs.max(axis=1)), truth
 
 
 def decoding(num_recordings: int, num_segments: int, num_classes: int) -> None:
@@ -130,10 +131,10 @@ def against_loop(number: int, rounds: int) -> None:
             ours, theirs = [], []
             for _ in range(rounds):
                 seconds, (kept, decayed) = timed(
-                    lambda m=method: suppress(intervals, scores, groups, method=m, min_score=0.001)  # noqa: B023
+                    partial(suppress, intervals, scores, groups, method=method, min_score=0.001)
                 )
                 ours.append(seconds)
-                seconds, expected = timed(lambda m=method: loop(intervals, scores, WEIGHTS[m], 0.001))  # noqa: B023
+                seconds, expected = timed(partial(loop, intervals, scores, WEIGHTS[method], 0.001))
                 theirs.append(seconds)
             same = kept.tolist() == sorted(expected)
             gap = max(abs(decayed - np.array([expected[row] for row in sorted(expected)]))) if same else math.inf

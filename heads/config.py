@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from talstack.heads.context import STATISTICS
 from talstack.io.config import setting
 from talstack.io.errors import ConfigError
 from talstack.io.manifest import SPLITS
@@ -15,25 +16,47 @@ LEARNERS = ("linear", "gbm")
 class HeadsConfig:
     """Heads of every (view, modality): what they see, how they learn, and on which recordings."""
 
-    tasks: tuple[str, ...] = setting(TASKS, "activity (action or background), action (which), scene (per recording)")
+    tasks: tuple[str, ...] = setting(
+        TASKS,
+        "activity (action or background), action (which), boundary (where one starts or ends), scene (per recording)",
+    )
     learners: tuple[str, ...] = setting(LEARNERS, "linear (logistic regression), gbm (LightGBM)")
     context: tuple[int, ...] = setting(
-        (2, 4, 8), "windows on either side of a segment, in segments: their mean, slope and spread; empty = none"
+        (2, 4, 8), "windows on either side of a segment, in segments, summed up by context_statistics; empty = none"
     )
+    context_s: tuple[float, ...] = setting((), "further windows, in seconds")
+    context_statistics: tuple[str, ...] = setting(
+        ("level", "slope", "spread", "max"),
+        "of each window: level (mean of both sides), slope (their difference), spread (deviation), max",
+    )
+    context_neighbours: int = setting(0, "nearest segments on either side that are added as they are")
+    context_position: bool = setting(False, "where in the recording a segment lies, as columns")
+    boundary_context: tuple[int, ...] = setting((1,), "further windows of boundary heads, in segments")
     clip: float = setting(4.0, "standardised columns are cut at this many standard deviations")
     class_weight: Literal["none", "sqrt", "balanced"] = setting(
         "none", "how far rare classes are weighted up in training; the probabilities are corrected for it"
     )
-    inner_folds: int = setting(3, "folds by recording inside the training recordings, to choose settings on")
-    linear_components: int = setting(64, "linear: principal components of the features, at most; 0 = as they are")
+    inner_folds: int = setting(
+        3, "parts of the training recordings, made of their folds, to choose penalty and temperature on"
+    )
+    linear_components: int = setting(256, "linear: principal components of the features, at most; 0 = as they are")
+    linear_context_components: int = setting(64, "linear: the first components, which have context as well; 0 = all")
     linear_whitening: float = setting(
         0.0, "linear: 0 leaves the components their own size, 1 makes all equal, so that small ones count as much"
     )
-    linear_squares: bool = setting(True, "linear: the columns' squares as well, so that size counts whatever the sign")
-    linear_l2: tuple[float, ...] = setting(
-        (0.1, 0.03, 0.01, 0.003), "linear: penalties on the mean log-loss, to choose from on inner folds"
+    linear_context_gain: tuple[float, ...] = setting(
+        (0.6, 0.1),
+        "linear: sizes of context columns beside the segment's own, to choose from; small ones are penalised more",
     )
-    gbm_components: int = setting(32, "gbm: wider features are reduced to this many principal components; 0 = never")
+    linear_squares: float = setting(
+        0.5, "linear: size of the columns' squares, so that size counts whatever the sign; 0 = none"
+    )
+    linear_l2: tuple[float, ...] = setting(
+        (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001),
+        "linear: penalties on the mean log-loss, tried from the largest down until the inner folds get worse",
+    )
+    gbm_components: int = setting(256, "gbm: wider features are reduced to this many principal components; 0 = never")
+    gbm_context_components: int = setting(32, "gbm: the first components, which have context as well; 0 = all")
     gbm_rounds: int = setting(150, "gbm: trees per class; the most of them with early stopping")
     gbm_early_stopping: bool = setting(
         False, "gbm: choose the number of trees on one inner fold (about twice the time)"
@@ -50,23 +73,34 @@ class HeadsConfig:
     seed: int = setting(0, "inner folds, and the rows and columns of each tree")
 
     def __post_init__(self) -> None:
-        for name, known in (("tasks", TASKS), ("learners", LEARNERS), ("fit_splits", SPLITS)):
+        for name, known in (
+            ("tasks", TASKS),
+            ("learners", LEARNERS),
+            ("fit_splits", SPLITS),
+            ("context_statistics", STATISTICS),
+        ):
             values = getattr(self, name)
             unknown = sorted(set(values) - set(known))
             if unknown or not values or len(set(values)) < len(values):
                 raise ConfigError(f"heads.{name}: expected some of {', '.join(known)}, each once, got {list(values)}")
         if "test" in self.fit_splits:
             raise ConfigError("heads.fit_splits: split test is for evaluation; take train and val")
-        if list(self.context) != sorted(set(self.context)) or any(window < 1 for window in self.context):
-            raise ConfigError(f"heads.context: expected ascending counts of segments from 1, got {list(self.context)}")
-        if not self.linear_l2 or min(self.linear_l2) <= 0:
-            raise ConfigError(f"heads.linear_l2: expected penalties > 0, got {list(self.linear_l2)}")
+        for name in ("context", "boundary_context"):
+            windows = list(getattr(self, name))
+            if windows != sorted(set(windows)) or min(windows, default=1) < 1:
+                raise ConfigError(f"heads.{name}: expected ascending counts of segments from 1, got {windows}")
+        if min(self.context_s, default=1.0) <= 0:
+            raise ConfigError(f"heads.context_s: expected seconds > 0, got {list(self.context_s)}")
+        for name in ("linear_l2", "linear_context_gain"):
+            if min(getattr(self, name), default=0.0) <= 0:
+                raise ConfigError(f"heads.{name}: expected numbers > 0, got {list(getattr(self, name))}")
         self._check_numbers()
 
     def _check_numbers(self) -> None:
         least = {
-            "linear_components": 0, "gbm_components": 0, "inner_folds": 2, "gbm_rounds": 1, "gbm_leaves": 2,
-            "gbm_min_leaf": 1, "gbm_l2": 0.0, "seed": 0,
+            "linear_components": 0, "linear_context_components": 0, "linear_squares": 0.0, "context_neighbours": 0,
+            "gbm_components": 0, "gbm_context_components": 0, "gbm_rounds": 1, "gbm_leaves": 2, "gbm_min_leaf": 1,
+            "gbm_l2": 0.0, "inner_folds": 2, "seed": 0,
         }  # fmt: skip
         for name, smallest in least.items():
             if getattr(self, name) < smallest:

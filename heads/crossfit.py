@@ -1,6 +1,6 @@
 """Out-of-fold predictions of one head, and the head refitted on every fold for all other recordings."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,12 +63,21 @@ class CrossFit:
 
 
 def cross_fit(
-    key: ModelKey, group: GroupFeatures, targets: TaskTargets, *, plan: FoldPlan, config: HeadsConfig
+    key: ModelKey,
+    group: GroupFeatures,
+    targets: TaskTargets,
+    *,
+    plan: FoldPlan,
+    config: HeadsConfig,
+    group_without: Callable[[int], GroupFeatures] | None = None,
 ) -> CrossFit:
     """Return the predictions of a head for every recording of the group, and the head itself.
 
     A recording with a fold is predicted by a model that saw no recording of that fold; the others by the model
     fitted on all.
+
+    Args:
+        group_without: the group with the components fitted without a fold (-1: on all) in place of its features.
     """
     names = group.recordings
     fold = np.array([plan.folds.get(name, -1) for name in names], dtype=np.int64)
@@ -79,12 +88,13 @@ def cross_fit(
     valid = np.zeros(len(row_fold), dtype=bool)
     num_unpredicted, head = 0, None
     for number in (*sorted(set(fold) - {-1}), -1):
-        head = TrainedHead.fit(key, group, targets, train=learn & (fold != number), config=config)
+        source = group if group_without is None else group_without(number)
+        head = TrainedHead.fit(key, source, targets, train=learn & (fold != number), folds=fold, config=config)
         rows = row_fold == number
         if head is None:
             num_unpredicted += int((fold == number).sum())
         elif rows.any():
-            probs[rows], valid[rows] = head.predict_proba(group.subset(fold == number))
+            probs[rows], valid[rows] = head.predict_proba(source.subset(fold == number))
     return CrossFit(_table(key, group, probs, valid, row_fold, targets.classes), head, num_unpredicted)
 
 

@@ -1,24 +1,22 @@
 """The design matrix: from the stored features of a (view, modality) to the rows that a head learns from.
 
-Features are standardised and reduced to principal components; the backbone's own log-probabilities are appended;
-then comes the context of neighbouring segments (activity, action) or the mean, maximum and standard deviation over
-the recording (scene); last, every column is standardised again and cut at `clip`. Everything that is fitted is
-fitted on the training rows alone.
+Features are standardised and reduced to principal components (`talstack.heads.reduction`); the backbone's own
+log-probabilities are appended; then comes the context of neighbouring segments or, for scenes, the mean, maximum and
+standard deviation over the recording; last, every column is standardised again and cut at `clip`.
+Everything that is fitted is fitted on the training rows alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from talstack.heads.context import context_rows, num_blocks
+from talstack.heads.context import Context, context_rows
 from talstack.heads.features import GroupFeatures
-from talstack.heads.solver import Axes
+from talstack.heads.reduction import Reduction, Scaler
 from talstack.io.predictions import SegmentIndex
 
-_SMALLEST_STD = 1e-6  # columns that vary less are constant: they become zero instead of noise
-_WIDE_CLIP = 6.0
 _NUM_POOLED = 3  # mean, maximum, standard deviation
-_BLOCK_ROWS = 16_384  # rows standardised at a time: bounds the float32 copy of wide features
+_BLOCK_ROWS = 8192  # rows finished at a time: bounds what lies beside the matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,78 +26,24 @@ class DesignSettings:
     Attributes:
         pooled: one row per recording instead of one per segment.
         components: principal components kept at most; 0 for the features as they are.
-        rotate: take principal components even of features that are no wider than `components`.
-        whitening: how far the components' sizes are made equal: 0 keeps their proportions, 1 makes them equal. It
-            matters to penalised learners only.
-        windows: context windows in segments.
-        squares: squared columns beside the columns.
         clip: standardised columns are cut at this many standard deviations.
+        context: columns of the neighbouring segments.
+        context_components: how many components have context (and squares); the others are the segment's own alone. 0
+            for all.
+        rotate: take principal components even of features that are no wider than `components`.
+        whitening: how far the components' sizes are made equal: 0 keeps their proportions, 1 makes them equal. Sizes
+            matter to penalised learners only.
+        squares: size of squared columns beside the columns, relative to these; 0 for none.
     """
 
     pooled: bool
     components: int
-    windows: tuple[int, ...]
     clip: float
+    context: Context = field(default_factory=Context)
+    context_components: int = 0
     rotate: bool = False
     whitening: float = 1.0
-    squares: bool = False
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Scaler:
-    """Standardises columns: (rows - mean) / std, cut at `clip`."""
-
-    mean: np.ndarray
-    std: np.ndarray
-    clip: float
-
-    @classmethod
-    def of(cls, rows: np.ndarray, clip: float) -> "Scaler":
-        """Return the scaler of these training rows, (N, D)."""
-        mean = rows.mean(axis=0, dtype=np.float64)
-        std = rows.std(axis=0, dtype=np.float64)
-        return cls(mean.astype(np.float32), np.where(std > _SMALLEST_STD, std, np.inf).astype(np.float32), clip)
-
-    def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """Return the standardised rows, (N, D) float32; a column without variation is zero."""
-        scaled = (rows.astype(np.float32) - self.mean) / self.std
-        return np.asarray(np.clip(scaled, -self.clip, self.clip))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Reduction:
-    """From stored features to principal components.
-
-    Attributes:
-        scaler: of the stored features.
-        axes: (D, K) float32 principal axes, each divided by the components' standard deviation; None for none.
-        gains: (K,) float32, the size that each finished component gets back, mean square one.
-    """
-
-    scaler: Scaler
-    axes: np.ndarray | None
-    gains: np.ndarray
-
-    @classmethod
-    def of(cls, features: np.ndarray, settings: DesignSettings) -> "Reduction":
-        """Return the reduction fitted on these training rows, (N, D) float16."""
-        # before components are taken only what would drown all else is cut
-        scaler = Scaler.of(features.astype(np.float32), _WIDE_CLIP)
-        width, wanted = features.shape[1], settings.components
-        if not wanted or (width <= wanted and not settings.rotate):
-            return cls(scaler, None, np.ones(width, np.float32))
-        axes = Axes.of(scaler(features), floor=0.0)
-        energies = axes.energies[:wanted]
-        gains = energies ** ((1.0 - settings.whitening) / 2.0)
-        gains /= np.sqrt(np.square(gains).mean())
-        scaled = axes.vectors[:, :wanted] / np.sqrt(energies).astype(np.float32)
-        return cls(scaler, scaled, gains.astype(np.float32))
-
-    def __call__(self, features: np.ndarray) -> np.ndarray:
-        """Return the (N, K) float32 components."""
-        starts = range(0, max(len(features), 1), _BLOCK_ROWS)
-        blocks = [self.scaler(features[start : start + _BLOCK_ROWS]) for start in starts]
-        return np.concatenate([block if self.axes is None else block @ self.axes for block in blocks])
+    squares: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,36 +65,69 @@ class Design:
     @classmethod
     def fit(cls, group: GroupFeatures, settings: DesignSettings) -> "Design":
         """Return the design fitted on the valid rows, one at least, of a group of training recordings alone."""
-        reduction = Reduction.of(group.features[group.valid], settings)
-        finished, valid = _finish(group, reduction, settings)
-        columns = Scaler.of(finished[valid], settings.clip)
-        squared = Scaler.of(columns(finished[valid]) ** 2, settings.clip) if settings.squares else None
-        return cls(settings, reduction, columns, squared)
+        reduction = group.reduction
+        if reduction is None:
+            reduction = Reduction.of(
+                group.features, np.flatnonzero(group.valid), components=settings.components, rotate=settings.rotate
+            )
+        reduction = reduction.leading(settings.components)
+        finished, valid = _finish(group, reduction, settings, square=False)
+        used = np.flatnonzero(valid)
+        columns = Scaler.of(finished, settings.clip, where=used)
+        if not settings.squares:
+            return cls(settings, reduction, columns, None)
+        for start in range(0, len(finished), _BLOCK_ROWS):
+            block = finished[start : start + _BLOCK_ROWS]
+            np.square(columns(block, out=block), out=block)
+        num_squared = finished.shape[1] - _num_alone(reduction, settings)
+        return cls(settings, reduction, columns, Scaler.of(finished[:, :num_squared], settings.clip, where=used))
 
     def rows(self, group: GroupFeatures) -> tuple[np.ndarray, np.ndarray]:
         """Return (rows, valid): (N, P) float32 and (N,) bool by segment, or by recording where pooled."""
-        finished, valid = _finish(group, self.reduction, self.settings)
-        rows = self.columns(finished)
-        num_own = finished.shape[1] // self._num_blocks - len(self.reduction.gains)  # the backbone's own columns
-        gains = np.tile(np.concatenate([self.reduction.gains, np.ones(num_own, np.float32)]), self._num_blocks)
-        if self.squared is None:
-            rows *= gains
-        else:
-            rows = np.concatenate([rows * gains, self.squared(rows**2) * gains], axis=1)
+        rows, valid = _finish(group, self.reduction, self.settings, square=self.squared is not None)
+        width = len(self.columns.mean)
+        gains = self._gains(width)
+        num_squared = 0 if self.squared is None else len(self.squared.mean)
+        for start in range(0, len(rows), _BLOCK_ROWS):
+            block = rows[start : start + _BLOCK_ROWS]
+            scaled = self.columns(block[:, :width])
+            np.multiply(scaled, gains, out=block[:, :width])
+            if self.squared is not None:
+                block[:, width:] = self.squared(np.square(scaled[:, :num_squared]))
+                block[:, width:] *= gains[:num_squared] * np.float32(self.settings.squares)
         rows[~valid] = 0.0
         return rows, valid
 
     @property
-    def _num_blocks(self) -> int:
-        return _NUM_POOLED if self.settings.pooled else num_blocks(self.settings.windows)
+    def context_columns(self) -> np.ndarray:
+        """Return which columns are context, (P,) bool: of neighbours or the position, or squares of these."""
+        if self.settings.pooled:
+            return np.zeros(len(self.columns.mean) * (1 if self.squared is None else 2), dtype=bool)
+        width, num_alone = len(self.columns.mean), _num_alone(self.reduction, self.settings)
+        context = self.settings.context
+        own = (width - num_alone - context.width(0)) // context.num_blocks
+        mask = np.arange(width - num_alone) >= own
+        squares = [mask] if self.squared is not None else []
+        return np.concatenate([mask, np.zeros(num_alone, dtype=bool), *squares])
+
+    def _gains(self, width: int) -> np.ndarray:
+        """Return the size of every column, (width,) float32."""
+        settings, energies = self.settings, self.reduction.energies
+        gains = energies ** ((1.0 - settings.whitening) / 2.0)
+        gains = gains / np.sqrt(np.square(gains).mean())
+        num_alone = _num_alone(self.reduction, settings)
+        with_context, alone = gains[: len(gains) - num_alone], gains[len(gains) - num_alone :]
+        num_blocks = _NUM_POOLED if settings.pooled else settings.context.num_blocks
+        num_own = (width - num_alone) // num_blocks - len(with_context)  # the backbone's own columns
+        one_block = np.concatenate([with_context, np.ones(num_own)])
+        out = np.ones(width)
+        out[: num_blocks * len(one_block)] = np.tile(one_block, num_blocks)
+        out[width - num_alone :] = alone
+        return out.astype(np.float32)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the fitted arrays by name."""
-        reduction = self.reduction
-        arrays = {"raw.mean": reduction.scaler.mean, "raw.std": reduction.scaler.std, "gains": reduction.gains}
-        arrays |= {"columns.mean": self.columns.mean, "columns.std": self.columns.std}
-        if reduction.axes is not None:
-            arrays["axes"] = reduction.axes
+        arrays = {**self.reduction.arrays(), "columns.mean": self.columns.mean, "columns.std": self.columns.std}
         if self.squared is not None:
             arrays |= {"squared.mean": self.squared.mean, "squared.std": self.squared.std}
         return arrays
@@ -162,22 +139,41 @@ class Design:
         Raises:
             KeyError: an array is missing.
         """
-        scaler = Scaler(arrays["raw.mean"], arrays["raw.std"], _WIDE_CLIP)
         return cls(
             settings,
-            Reduction(scaler, arrays.get("axes"), arrays["gains"]),
+            Reduction.from_arrays(arrays),
             Scaler(arrays["columns.mean"], arrays["columns.std"], settings.clip),
             Scaler(arrays["squared.mean"], arrays["squared.std"], settings.clip) if settings.squares else None,
         )
 
 
-def _finish(group: GroupFeatures, reduction: Reduction, settings: DesignSettings) -> tuple[np.ndarray, np.ndarray]:
-    """Return the columns before their last scaling, and which rows are valid."""
-    own = [group.log_probs, group.scene_log_probs] if settings.pooled else [group.log_probs]
-    reduced = np.concatenate([reduction(group.features), *own], axis=1)
+def _num_alone(reduction: Reduction, settings: DesignSettings) -> int:
+    """Return how many of the components have no context."""
+    num_components = len(reduction.energies)
+    if settings.pooled or not settings.context_components or reduction.axes is None:
+        return 0
+    return max(0, num_components - settings.context_components)
+
+
+def _finish(
+    group: GroupFeatures, reduction: Reduction, settings: DesignSettings, *, square: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the columns before their last scaling and which rows are valid; with room for their squares."""
+    components = group.features[:, : len(reduction.energies)].astype(np.float32)
+    if group.reduction is None:
+        components = reduction(group.features)
     if settings.pooled:
-        return pool_rows(reduced, group.valid, index=group.index)
-    return context_rows(reduced, group.valid, index=group.index, windows=settings.windows), group.valid
+        reduced = np.concatenate([components, group.log_probs, group.scene_log_probs], axis=1)
+        pooled, there = pool_rows(reduced, group.valid, index=group.index)
+        return np.tile(pooled, 2 if square else 1), there
+    num_alone = _num_alone(reduction, settings)
+    alone = components[:, components.shape[1] - num_alone :]
+    reduced = np.concatenate([components[:, : components.shape[1] - num_alone], group.log_probs], axis=1)
+    width = settings.context.width(reduced.shape[1])
+    rows = np.empty((len(reduced), width * (2 if square else 1) + num_alone), dtype=np.float32)
+    context_rows(reduced, group.valid, index=group.index, context=settings.context, out=rows[:, :width])
+    rows[:, width : width + num_alone] = alone
+    return rows, group.valid
 
 
 def pool_rows(rows: np.ndarray, valid: np.ndarray, *, index: SegmentIndex) -> tuple[np.ndarray, np.ndarray]:

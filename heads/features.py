@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
+from talstack.heads.reduction import Reduction
 from talstack.io.errors import InputError, StoreError
 from talstack.io.extraction import FeatureSet
 from talstack.io.members import Link, log_probs
@@ -26,6 +27,8 @@ class GroupFeatures:
         aligned: (R,) bool, whether a recording's rows are the segments of its grid.
         log_probs: (N, L) float32, the backbone's own log-probabilities, or (N, 0): actions with background.
         scene_log_probs: (N, K) float32 or (N, 0): scenes.
+        reduction: where it is set, `features` are not the stored ones but their principal components under it, fitted
+            on the recordings that the head at hand learns from.
     """
 
     index: SegmentIndex
@@ -34,6 +37,7 @@ class GroupFeatures:
     aligned: np.ndarray
     log_probs: np.ndarray
     scene_log_probs: np.ndarray
+    reduction: Reduction | None = None
 
     @property
     def recordings(self) -> tuple[str, ...]:
@@ -57,7 +61,7 @@ class GroupFeatures:
         names = [name for name, kept in zip(self.recordings, keep, strict=True) if kept]
         return GroupFeatures(
             self.index.subset(names), self.features[rows], self.valid[rows], self.aligned[keep], self.log_probs[rows],
-            self.scene_log_probs[rows],
+            self.scene_log_probs[rows], self.reduction,
         )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import lightgbm as lgb
 import numpy as np
 
 from talstack.heads.config import HeadsConfig
-from talstack.heads.linear import CLASS_WEIGHT_POWER, inner_folds
+from talstack.heads.linear import CLASS_WEIGHT_POWER
 from talstack.heads.solver import Link
 from talstack.heads.targets import ClassColumns
 from talstack.io.errors import ModelError
@@ -43,14 +43,21 @@ class GbmHead:
 
     @classmethod
     def fit(
-        cls, rows: np.ndarray, targets: np.ndarray, *, groups: np.ndarray, link: Link, config: HeadsConfig
+        cls,
+        rows: np.ndarray,
+        targets: np.ndarray,
+        *,
+        folds: np.ndarray,
+        link: Link,
+        config: HeadsConfig,
+        context: np.ndarray | None = None,  # noqa: ARG003 - to trees a column's size means nothing
     ) -> "GbmHead":
         """Return the head fitted on all rows; arguments as of `LinearHead.fit`."""
         columns = ClassColumns.of(targets)
         learned = targets[:, columns.learned]
         num_rounds = config.gbm_rounds
         if config.gbm_early_stopping and learned.shape[1]:
-            held_out = inner_folds(groups, config.inner_folds, config.seed) == 0
+            held_out = folds == 0
             num_rounds = num_rounds if held_out.all() else _choose_rounds(rows, learned, held_out, config)
         boosters = tuple(_train(rows, learned, num_rounds, config))
         return cls(link, columns, boosters, np.log(_class_ratio(learned, config)), num_rounds)

@@ -1,21 +1,24 @@
-"""The linear learner: logistic regression, its penalty chosen on inner folds by recording."""
+"""The linear learner: logistic regression, its penalty and temperature chosen on inner folds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import expit, softmax
 
 from talstack.heads.arrays import read_arrays, write_arrays
+from talstack.heads.calibration import HeldOut, choose_temperature, log_loss, temper
 from talstack.heads.config import HeadsConfig
-from talstack.heads.solver import TOLERANCE, Axes, Link, Weights, logistic_path
+from talstack.heads.solver import PROBS, TOLERANCE, Axes, Link, Rows, Weights, logistic_path
 from talstack.heads.targets import ClassColumns
 
 CLASS_WEIGHT_POWER = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}
-_FEWEST_RECORDINGS = 4  # with fewer, inner folds say nothing: the middle penalty is taken
 _AXIS_FLOOR = 1e-3  # axes with less energy than this share of the smallest penalty move a logit by about as little
+_MOST_AXES = (
+    1024  # leading ones; bounds time and memory, beyond them lies next to nothing (docs/decisions/0016-heads.md)
+)
+_BLOCK_ROWS = 8192
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,40 +28,65 @@ class LinearHead:
     Attributes:
         link: softmax over the classes or one sigmoid each.
         columns: which classes were learned.
-        solution: weights (D, learned) and bias.
+        solution: weights (D, learned) and bias, temperature included.
         l2: the penalty taken.
+        context_gain: the size of context columns taken.
+        temperature: what the logits were divided by.
     """
 
     link: Link
     columns: ClassColumns
     solution: Weights
     l2: float
+    context_gain: float
+    temperature: float
 
     @classmethod
     def fit(
-        cls, rows: np.ndarray, targets: np.ndarray, *, groups: np.ndarray, link: Link, config: HeadsConfig
+        cls,
+        rows: np.ndarray,
+        targets: np.ndarray,
+        *,
+        folds: np.ndarray,
+        link: Link,
+        config: HeadsConfig,
+        context: np.ndarray | None = None,
     ) -> "LinearHead":
         """Return the head fitted on all rows.
 
         Args:
             rows: (N, D) float32 of the design matrix.
             targets: (N, C) bool.
-            groups: (N,) int, the recording of each row: inner folds never split one.
+            folds: (N,) int, the inner fold of each row; all 0 where nothing can be chosen.
+            context: (D,) bool, which columns are context; None for none.
         """
         columns = ClassColumns.of(targets)
-        problem = _Problem.of(rows, targets[:, columns.learned], link, config)
-        l2, start = problem.choose_l2(inner_folds(groups, config.inner_folds, config.seed), sorted(config.linear_l2))
-        (found,) = problem.solve(slice(None), [l2], start=start)
-        return cls(link, columns, Weights(problem.vectors @ found.weights, found.bias - problem.shift), l2)
+        if context is None or not context.any():
+            context = np.zeros(rows.shape[1], dtype=bool)
+        gains = config.linear_context_gain if context.any() and folds.any() else config.linear_context_gain[:1]
+        learned = targets[:, columns.learned]
+
+        def problem_of(gain: float) -> _Problem:
+            scale = np.where(context, np.float32(gain), np.float32(1))
+            return _Problem.of(rows, learned, folds, scale=scale, link=link, config=config)
+
+        l2s = sorted(config.linear_l2, reverse=True)
+        choices = {gain: problem_of(gain).choose_l2(l2s) for gain in gains}  # one problem in memory at a time
+        gain, choice = min(choices.items(), key=lambda item: item[1].loss)
+        problem = problem_of(gain)
+        (found,) = problem.solve(range(len(problem.folds)), [choice.l2], start=choice.start)
+        bias = temper(found.bias - problem.shift, problem.anchor, choice.temperature)
+        weights = problem.vectors @ (found.weights / np.float32(choice.temperature))
+        return cls(link, columns, Weights(weights, bias), choice.l2, gain, choice.temperature)
 
     def predict_proba(self, rows: np.ndarray) -> np.ndarray:
         """Return (N, C) float32 probabilities."""
-        return self.columns.expand(_probs(self.solution.logits(rows), self.link), self.link)
+        return self.columns.expand(PROBS[self.link](self.solution.logits(rows)), self.link)
 
     @property
     def summary(self) -> dict[str, Any]:
         """What was chosen in fitting."""
-        return {"l2": self.l2}
+        return {"l2": self.l2, "context_gain": self.context_gain, "temperature": self.temperature}
 
     def save(self, stem: Path) -> list[Path]:
         """Write `stem`.safetensors; return the files written."""
@@ -78,96 +106,129 @@ class LinearHead:
             ModelError: the file is missing, damaged or of another kind.
         """
         arrays = read_arrays(stem.with_name(stem.name + ".safetensors"), ("weights", "bias", "learned", "constant"))
-        columns = ClassColumns(arrays["learned"], arrays["constant"])
-        return cls(link, columns, Weights(arrays["weights"], arrays["bias"]), float(summary["l2"]))
+        columns, solution = (
+            ClassColumns(arrays["learned"], arrays["constant"]),
+            Weights(arrays["weights"], arrays["bias"]),
+        )
+        return cls(link, columns, solution, *(float(summary[name]) for name in ("l2", "context_gain", "temperature")))
 
 
-def inner_folds(groups: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
-    """Return an inner fold for every row, (N,) int64; rows of one recording share it. All 0 for few recordings."""
-    names, codes = np.unique(groups, return_inverse=True)
-    if len(names) < _FEWEST_RECORDINGS:
-        return np.zeros(len(groups), dtype=np.int64)
-    order = np.random.default_rng(seed).permutation(len(names))
-    fold_of_name = np.empty(len(names), dtype=np.int64)
-    fold_of_name[order] = np.arange(len(names)) % num_folds
-    return fold_of_name[codes]
+@dataclass(frozen=True, slots=True, eq=False)
+class _Choice:
+    """What the inner folds were used for: the penalty, a guess at its solution, its loss, and the temperature."""
+
+    l2: float
+    start: Weights | None
+    loss: float
+    temperature: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Problem:
-    """Training rows along their principal axes, with targets and weights.
+    """Training rows along their principal axes, ordered by inner fold.
 
     Attributes:
-        rows: (N, K) float32.
-        vectors: (D, K), the axes.
-        targets: (N, C) bool; no column is constant.
-        row_weights: (N, C), or None where every row counts the same.
+        rows: the N rows, their targets and weights.
+        vectors: (D, K), the axes, each column of the rows scaled by its size.
+        folds: the rows of each inner fold.
         shift: (C,) what weighting adds to the logits, to be taken off again, so that probabilities stay honest.
+        anchor: (C,) logits of the classes' rates.
     """
 
-    rows: np.ndarray
+    rows: Rows
     vectors: np.ndarray
-    targets: np.ndarray
+    folds: tuple[slice, ...]
     link: Link
-    row_weights: np.ndarray | None
     shift: np.ndarray
+    anchor: np.ndarray
 
     @classmethod
-    def of(cls, rows: np.ndarray, targets: np.ndarray, link: Link, config: HeadsConfig) -> "_Problem":
-        axes = Axes.of(rows, floor=_AXIS_FLOOR * min(config.linear_l2))
+    def of(
+        cls,
+        rows: np.ndarray,
+        targets: np.ndarray,
+        folds: np.ndarray,
+        *,
+        scale: np.ndarray,
+        link: Link,
+        config: HeadsConfig,
+    ) -> "_Problem":
+        axes = Axes.of(rows, floor=_AXIS_FLOOR * min(config.linear_l2), scale=scale)
+        vectors = axes.vectors[:, :_MOST_AXES] * scale[:, None]
+        order = np.argsort(folds, kind="stable")
+        along = np.empty((len(rows), vectors.shape[1]), dtype=np.float32)
+        for start in range(0, len(rows), _BLOCK_ROWS):
+            part = slice(start, start + _BLOCK_ROWS)
+            np.matmul(rows[order[part]], vectors, out=along[part])
+        edges = np.flatnonzero(np.diff(folds[order], prepend=-1, append=-1))
+        parts = tuple(slice(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True))
+        targets = np.ascontiguousarray(targets[order])
         weights, shift = _class_weights(targets, link, CLASS_WEIGHT_POWER[config.class_weight])
-        return cls(rows @ axes.vectors, axes.vectors, targets, link, weights, shift)
+        rate = targets.mean(axis=0, dtype=np.float64)
+        anchor = np.log(rate) - (np.log1p(-rate) if link == "sigmoid" else 0.0)
+        return cls(Rows.all_of(along, targets, weights), vectors, parts, link, shift, anchor.astype(np.float32))
 
     def solve(
         self,
-        part: np.ndarray | slice,
+        folds: Sequence[int],
         l2s: Sequence[float],
         *,
         start: Weights | None = None,
         tolerance: float = TOLERANCE,
     ) -> list[Weights]:
-        """Return a solution per penalty on some of the rows; a class that is constant there keeps zero weights."""
-        targets = self.targets[part]
-        learned = np.flatnonzero(ClassColumns.of(targets).learned)
-        weights = None if self.row_weights is None else self.row_weights[part][:, learned]
-        size = (self.rows.shape[1], self.targets.shape[1])
+        """Return a solution per penalty on some inner folds; a class that is constant there keeps zero weights."""
+        part = self.rows.only([self.folds[fold] for fold in folds])
+        learned = np.flatnonzero(self.learned_on(part))
+        size = (self.rows.rows.shape[1], self.rows.targets.shape[1])
         solutions = [Weights(np.zeros(size, np.float32), np.zeros(size[1], np.float32)) for _ in l2s]
         if not len(learned):
             return solutions
-        path = logistic_path(
-            self.rows[part], targets[:, learned], l2s, link=self.link, row_weights=weights,
-            start=None if start is None else Weights(start.weights[:, learned], start.bias[learned]),
-            tolerance=tolerance,
-        )  # fmt: skip
+        started = None if start is None else Weights(start.weights[:, learned], start.bias[learned])
+        path = logistic_path(part, l2s, link=self.link, columns=learned, start=started, tolerance=tolerance)
         for solution, found in zip(solutions, path, strict=True):
             solution.weights[:, learned], solution.bias[learned] = found.weights, found.bias
         return solutions
 
-    def choose_l2(self, folds: np.ndarray, l2s: Sequence[float]) -> tuple[float, Weights | None]:
-        """Return the penalty with the least log-loss on held-out inner folds, and a guess at its solution.
+    @staticmethod
+    def learned_on(part: Rows) -> np.ndarray:
+        """Return which classes vary on the rows, (C,) bool."""
+        return (part.num_positives > 0) & (part.num_positives < part.num_rows)
+
+    def choose_l2(self, l2s: Sequence[float]) -> _Choice:
+        """Return the penalty with the least log-loss on held-out inner folds; the middle one where there is no choice.
+
+        Penalties are tried from the largest down, and no further once the loss rises: the small ones cost most.
 
         Args:
-            folds: (N,) int, inner fold of each row.
-            l2s: ascending.
+            l2s: descending.
         """
-        if len(l2s) == 1 or folds.max() == 0:  # nothing to choose, or nothing to choose on
-            return l2s[len(l2s) // 2], None
-        losses = np.zeros(len(l2s))
-        weights = np.zeros((len(l2s), self.rows.shape[1], self.targets.shape[1]), np.float32)
-        bias = np.zeros((len(l2s), self.targets.shape[1]), np.float32)
-        for fold in range(folds.max() + 1):
-            held_out = folds == fold
-            columns = ClassColumns.of(self.targets[~held_out])
+        numbers = range(len(self.folds))
+        if len(numbers) < 2:
+            return _Choice(l2s[len(l2s) // 2], None, 0.0, 1.0)
+        best, least = _Choice(l2s[0], None, np.inf, 1.0), np.inf
+        held_out: list[HeldOut] = []
+        starts: list[Weights | None] = [None for _ in numbers]
+        for l2 in l2s:
             # the curve needs no full convergence: at three times the tolerance the same penalty wins
-            solutions = self.solve(~held_out, l2s[::-1], tolerance=3 * TOLERANCE)[::-1]
-            for i, found in enumerate(solutions):
-                logits = (found.logits(self.rows[held_out]) - self.shift)[:, columns.learned]
-                probs = columns.expand(_probs(logits, self.link), self.link)
-                losses[i] += _log_loss(probs, self.targets[held_out], self.link)
-                weights[i] += found.weights
-                bias[i] += found.bias
-        best, number = int(losses.argmin()), folds.max() + 1
-        return l2s[best], Weights(weights[best] / number, bias[best] / number)
+            found = [
+                self.solve([n for n in numbers if n != fold], [l2], start=starts[fold], tolerance=3 * TOLERANCE)[0]
+                for fold in numbers
+            ]
+            parts = [self._held_out(fold, weights) for fold, weights in enumerate(found)]
+            loss = sum(log_loss(part.logits, part.targets, self.link) for part in parts)
+            if loss >= least:
+                break
+            mean = Weights(*(np.mean([getattr(w, name) for w in found], axis=0) for name in ("weights", "bias")))
+            best, least, held_out, starts = _Choice(l2, mean, loss, 1.0), loss, parts, list(found)
+        return replace(best, temperature=choose_temperature(held_out, self.link))
+
+    def _held_out(self, fold: int, weights: Weights) -> HeldOut:
+        """Return what a solution says of the fold that it was not fitted on; classes it could not learn left out."""
+        part = self.folds[fold]
+        others = self.rows.only([other for number, other in enumerate(self.folds) if number != fold])
+        learned = self.learned_on(others)
+        logits = (weights.logits(self.rows.rows[part]) - self.shift)[:, learned]
+        return HeldOut(logits, self.rows.targets[part][:, learned], self.anchor[learned])
 
 
 def _class_weights(targets: np.ndarray, link: Link, power: float) -> tuple[np.ndarray | None, np.ndarray]:
@@ -182,16 +243,3 @@ def _class_weights(targets: np.ndarray, link: Link, power: float) -> tuple[np.nd
         ratio = ((1 - rate) / rate) ** power
         weights = np.where(targets, ratio, 1.0)
     return (weights / weights.mean(axis=0)).astype(np.float32), np.log(ratio).astype(np.float32)
-
-
-def _probs(logits: np.ndarray, link: Link) -> np.ndarray:
-    if link == "sigmoid" or not logits.shape[1]:  # softmax over no class at all is an error in numpy
-        return np.asarray(expit(logits))
-    return np.asarray(softmax(logits, axis=1))
-
-
-def _log_loss(probs: np.ndarray, targets: np.ndarray, link: Link) -> float:
-    """Return the summed log-loss."""
-    clipped = np.clip(probs.astype(np.float64), 1e-7, 1 - 1e-7)
-    losses = -np.log(clipped[targets]).sum()
-    return float(losses - np.log1p(-clipped[~targets]).sum()) if link == "sigmoid" else float(losses)

@@ -14,9 +14,11 @@ import numpy as np
 
 from talstack.heads.arrays import read_arrays, write_arrays
 from talstack.heads.config import HeadsConfig
+from talstack.heads.context import Context
 from talstack.heads.design import Design, DesignSettings
 from talstack.heads.features import GroupFeatures
 from talstack.heads.gbm import GbmHead
+from talstack.heads.inner_folds import inner_folds
 from talstack.heads.linear import LinearHead
 from talstack.heads.solver import Link
 from talstack.heads.targets import TaskTargets
@@ -24,7 +26,7 @@ from talstack.io.errors import InputError, ModelError, TalstackError
 from talstack.io.files import read_json, sha256_file
 from talstack.io.predictions import ModelKey
 
-FORMAT_VERSION = 1  # of the files, and of what the code computes: raise it when either changes
+FORMAT_VERSION = 2  # of the files, and of what the code computes: raise it when either changes
 _LEARNERS: dict[str, type[LinearHead] | type[GbmHead]] = {"linear": LinearHead, "gbm": GbmHead}
 
 
@@ -48,12 +50,20 @@ class TrainedHead:
 
     @classmethod
     def fit(
-        cls, key: ModelKey, group: GroupFeatures, targets: TaskTargets, *, train: np.ndarray, config: HeadsConfig
+        cls,
+        key: ModelKey,
+        group: GroupFeatures,
+        targets: TaskTargets,
+        *,
+        train: np.ndarray,
+        folds: np.ndarray,
+        config: HeadsConfig,
     ) -> "TrainedHead | None":
         """Return the head fitted on the training recordings; None where these have no valid labelled row.
 
         Args:
             train: (R,) bool, the training recordings of the group. Nothing of the others is looked at.
+            folds: (R,) int, the recordings' outer folds, which the inner ones follow.
         """
         pooled = key.task == "scene"
         own = train if pooled else train[group.row_recordings]
@@ -61,14 +71,17 @@ class TrainedHead:
         group = group.subset(train)
         if not group.valid.any():
             return None
-        design = Design.fit(group, design_settings(key, config))
+        design = Design.fit(group, design_settings(key, config, targets.segment_s))
         rows, valid = design.rows(group)
         use = valid & labelled
         if not use.any():
             return None
-        groups = np.arange(len(rows)) if pooled else group.row_recordings
+        inner = inner_folds(folds[train], config.inner_folds, seed=config.seed)
+        inner = inner if pooled else inner[group.row_recordings]
+        if not use.all():
+            rows, values, inner = rows[use], values[use], inner[use]
         learner = _LEARNERS[key.learner].fit(
-            rows[use], values[use], groups=groups[use], link=targets.link, config=config
+            rows, values, folds=inner, link=targets.link, config=config, context=design.context_columns
         )
         return cls(key, targets.classes, targets.link, design, learner)
 
@@ -79,8 +92,9 @@ class TrainedHead:
             InputError: the features have another width than those it was trained on.
         """
         expected = len(self.design.reduction.scaler.mean)
-        if group.features.shape[1] != expected:
-            raise InputError(f"{self.key}: trained on {expected} features, got {group.features.shape[1]}")
+        got = group.features.shape[1] if group.reduction is None else len(group.reduction.scaler.mean)
+        if got != expected:
+            raise InputError(f"{self.key}: trained on {expected} features, got {got}")
         rows, valid = self.design.rows(group)
         probs = np.full((len(rows), len(self.classes)), np.nan, dtype=np.float32)
         if valid.any():
@@ -121,7 +135,7 @@ class TrainedHead:
         stem = card_file.with_suffix("")
         try:
             key = ModelKey(card["view"], card["modality"], card["head"])
-            settings = DesignSettings(**{**card["design"], "windows": tuple(card["design"]["windows"])})
+            settings = _settings_of(card["design"])
             design = Design.from_arrays(read_arrays(stem.with_name(stem.name + ".design.safetensors")), settings)
             learner = _LEARNERS[key.learner].load(stem, link=card["link"], summary=card["learner"])
             return cls(key, tuple(card["classes"]), card["link"], design, learner)
@@ -152,15 +166,36 @@ def card_path(folder: Path, key: ModelKey) -> Path:
     return folder / f"{key.head}.json"
 
 
-def design_settings(key: ModelKey, config: HeadsConfig) -> DesignSettings:
+def _settings_of(card: dict[str, Any]) -> DesignSettings:
+    values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in card["context"].items()}
+    return DesignSettings(**{**card, "context": Context(**values)})
+
+
+def design_settings(key: ModelKey, config: HeadsConfig, segment_s: float) -> DesignSettings:
     """Return what the rows of a head hold."""
-    linear = key.learner == "linear"
+    linear, pooled = key.learner == "linear", key.task == "scene"
+    components, with_context = (
+        getattr(config, f"{key.learner}_{name}") for name in ("components", "context_components")
+    )
+    if pooled and with_context:  # few recordings: as few columns as a neighbourhood gets
+        components = min(components, with_context)
     return DesignSettings(
-        pooled=key.task == "scene",
-        components=config.linear_components if linear else config.gbm_components,
-        windows=() if key.task == "scene" else config.context,
+        pooled=pooled,
+        components=components,
         clip=config.clip,
+        context=Context() if pooled else _context(config, segment_s, boundary=key.task == "boundary"),
+        context_components=with_context,
         rotate=linear,  # trees cut along columns: they keep the features' own where there are few
         whitening=config.linear_whitening if linear else 1.0,
-        squares=linear and config.linear_squares and key.task != "scene",
+        squares=config.linear_squares if linear and not pooled else 0.0,
+    )
+
+
+def _context(config: HeadsConfig, segment_s: float, *, boundary: bool) -> Context:
+    windows = {max(1, round(window_s / segment_s)) for window_s in config.context_s} | set(config.context)
+    return Context(
+        windows=tuple(sorted(windows | set(config.boundary_context if boundary else ()))),
+        statistics=config.context_statistics,
+        neighbours=config.context_neighbours,
+        position=config.context_position,
     )

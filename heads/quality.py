@@ -6,10 +6,10 @@ import polars as pl
 from talstack.evaluate.scene import top_k_accuracy
 from talstack.evaluate.segments import segment_average_precision
 from talstack.io.extraction import FeatureSet
-from talstack.io.predictions import ACTIVITY, ModelKey, dense_probs, models_of, scene_probs
-from talstack.io.targets import scene_targets, segment_index, segment_targets
+from talstack.io.predictions import ACTIVITY, ModelKey, boundary_curves, dense_probs, models_of, scene_probs
+from talstack.io.targets import boundary_targets, scene_targets, segment_index, segment_targets
 
-METRICS = {"activity": "AP", "action": "mean AP", "scene": "top-1"}
+METRICS = {"activity": "AP", "action": "mean AP", "boundary": "mean AP", "scene": "top-1"}
 SCHEMA: dict[str, type[pl.DataType]] = {
     "view": pl.String,
     "modality": pl.String,
@@ -23,8 +23,8 @@ SCHEMA: dict[str, type[pl.DataType]] = {
 def quality_table(oof: pl.DataFrame, features: FeatureSet) -> pl.DataFrame:
     """Return one row per head, scored on out-of-fold recordings that the backbone has not seen.
 
-    `value` is a fraction from 0 to 1 (AP of any action, mean AP over the actions that occur, or the share of scenes
-    that are right), null where nothing can be scored.
+    `value` is a fraction from 0 to 1 (AP of any action, mean AP over the actions that occur, or over start and end, or
+    the share of scenes that are right), null where nothing can be scored.
     """
     counted = oof.filter(pl.col("fold").is_not_null() & pl.col("valid") & ~pl.col("recording").is_in(features.seen))
     rows = []
@@ -46,10 +46,17 @@ def _value(own: pl.DataFrame, key: ModelKey, features: FeatureSet, recordings: l
         known = scenes >= 0
         return top_k_accuracy(probs[known], scenes[known], k=1) if known.any() else None
     index = segment_index(manifest, features.segment_s, recordings)
+    if key.task == "boundary":
+        curves = boundary_curves(own, key, index=index, segment_s=features.segment_s)
+        sides = boundary_targets(manifest, index, features.segment_s, parts=1)
+        return _mean_ap(np.stack([curves.start, curves.end], axis=1), sides)
     targets = segment_targets(manifest, index, features.segment_s)
     classes = list(manifest.actions)
     if key.task == "activity":
         targets, classes = np.any(targets, axis=1, keepdims=True), [ACTIVITY]
-    probs = dense_probs(own, key, index=index, classes=classes)
+    return _mean_ap(dense_probs(own, key, index=index, classes=classes), targets)
+
+
+def _mean_ap(probs: np.ndarray, targets: np.ndarray) -> float | None:
     valid = ~np.isnan(probs).any(axis=1)
     return segment_average_precision(probs, targets, valid)[1] if targets[valid].any() else None

@@ -1,5 +1,6 @@
 """Stage two of a run: every head of every (view, modality), in parallel, each done once per fingerprint.
 
+RUN/heads/<view>-<modality>/components/           what the heads of a group share (heads.components)
 RUN/heads/<view>-<modality>/<head>.*              the head's files (heads.model) and its <head>.oof.parquet
 RUN/oof.parquet                                   all out-of-fold predictions, one long table
 RUN/heads.json                                    what the table holds and what it was made from; written last
@@ -17,9 +18,10 @@ import polars as pl
 import scipy
 from threadpoolctl import threadpool_limits
 
+from talstack.heads.components import ComponentsJob, make_components, plan_components, read_components
 from talstack.heads.config import HeadsConfig
 from talstack.heads.crossfit import FoldPlan, cross_fit
-from talstack.heads.features import read_group
+from talstack.heads.features import GroupFeatures, read_group
 from talstack.heads.model import FORMAT_VERSION, card_path, read_card
 from talstack.heads.targets import task_targets
 from talstack.io.config import to_dict
@@ -39,11 +41,13 @@ class HeadJob:
         key: which.
         folder: where its files lie.
         fingerprint: of everything that its predictions depend on.
+        components: where those of its group come from; None where it takes the features as they are.
     """
 
     key: ModelKey
     folder: Path
     fingerprint: str
+    components: ComponentsJob | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +75,16 @@ def plan_jobs(features: FeatureSet, run: Path, config: HeadsConfig) -> list[Head
     plan = FoldPlan.of(manifest, features.seen, config)
     tasks = [task for task in config.tasks if task != "scene" or len(manifest.scenes) > 1]
     jobs = []
+    components = {}
+    for view, modality in features.groups:
+        folder = run / "heads" / _folder_name(view, modality)
+        components[view, modality] = plan_components(features, view, modality, folder, plan=plan, config=config)
     for learner in sorted(config.learners):  # gbm before linear
-        for task in sorted(tasks, key=("action", "activity", "scene").index):
+        for task in sorted(tasks, key=("action", "boundary", "activity", "scene").index):
             for view, modality in features.groups:
-                key = ModelKey(view, modality, f"{task}-{learner}")
-                fingerprint = sha256_text(canonical_json(_identity(features, key, plan, config)))
-                jobs.append(HeadJob(key, run / "heads" / _folder_name(view, modality), fingerprint))
+                key, made = ModelKey(view, modality, f"{task}-{learner}"), components[view, modality]
+                fingerprint = sha256_text(canonical_json(_identity(features, key, plan, config, made)))
+                jobs.append(HeadJob(key, run / "heads" / _folder_name(view, modality), fingerprint, made))
     return jobs
 
 
@@ -103,6 +111,7 @@ def run_heads(
     for result in results:
         report(result)
     todo = [job for job in planned if found[job.key] is None]
+    _make_components(todo, features, config, jobs)
     parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=2 * jobs)
     for result in parallel(joblib.delayed(fit_job)(job, features, config) for job in todo):
         results.append(result)
@@ -115,12 +124,11 @@ def fit_job(job: HeadJob, features: FeatureSet, config: HeadsConfig) -> HeadResu
     """Cross-fit one head and write its files; the card comes last."""
     key = job.key
     with threadpool_limits(limits=1):
-        group = read_group(features, key.view, key.modality)
-        if key.task != "scene":
-            group = group.subset(group.aligned)
+        source = _Source(job, features)
+        group = source(-1)
         targets = task_targets(key.task, features.manifest, group, features.segment_s)
         plan = FoldPlan.of(features.manifest, features.seen, config)
-        fitted = cross_fit(key, group, targets, plan=plan, config=config)
+        fitted = cross_fit(key, group, targets, plan=plan, config=config, group_without=source)
     card: dict[str, Any] = {"format_version": FORMAT_VERSION, "files": {}}
     if fitted.head is not None:
         card = fitted.head.save(job.folder)
@@ -130,6 +138,33 @@ def fit_job(job: HeadJob, features: FeatureSet, config: HeadsConfig) -> HeadResu
     card |= {"fingerprint": job.fingerprint, "num_unpredicted": fitted.num_unpredicted}
     write_json(card_path(job.folder, key), card)
     return HeadResult(key, "skipped" if fitted.head is None else "fitted", fitted.num_unpredicted)
+
+
+class _Source:
+    """What a head learns from: its group with the components fitted without a fold, or the stored features."""
+
+    def __init__(self, job: HeadJob, features: FeatureSet) -> None:
+        self._job, self._features = job, features
+        self._stored: GroupFeatures | None = None
+
+    def __call__(self, fold: int) -> GroupFeatures:
+        job = self._job
+        if job.components is not None and job.components.files[fold].is_file():
+            return self._usable(read_components(job.components.files[fold]))
+        if self._stored is None:
+            self._stored = self._usable(read_group(self._features, job.key.view, job.key.modality))
+        return self._stored
+
+    def _usable(self, group: GroupFeatures) -> GroupFeatures:
+        return group if self._job.key.task == "scene" or group.aligned.all() else group.subset(group.aligned)
+
+
+def _make_components(todo: list[HeadJob], features: FeatureSet, config: HeadsConfig, jobs: int) -> None:
+    """Make the components that the heads to be fitted share, group by group."""
+    shared = {(job.key.view, job.key.modality): job.components for job in todo if job.components is not None}
+    plan = FoldPlan.of(features.manifest, features.seen, config)
+    parallel = joblib.Parallel(n_jobs=jobs, batch_size=1)
+    parallel(joblib.delayed(make_components)(job, features, plan) for job in shared.values() if job.missing())
 
 
 def _cached(job: HeadJob) -> HeadResult | None:
@@ -200,7 +235,9 @@ def _same(sidecar: Path, content: Mapping[str, Any], oof_sha256: str) -> bool:
     return isinstance(found, dict) and all(found.get(name) == value for name, value in wanted.items())
 
 
-def _identity(features: FeatureSet, key: ModelKey, plan: FoldPlan, config: HeadsConfig) -> dict[str, Any]:
+def _identity(
+    features: FeatureSet, key: ModelKey, plan: FoldPlan, config: HeadsConfig, components: ComponentsJob | None
+) -> dict[str, Any]:
     """Return everything that the predictions of a head depend on; labels of the recordings it learns from alone."""
     manifest = features.manifest
     recordings = sorted(manifest.recordings["recording"])
@@ -214,17 +251,18 @@ def _identity(features: FeatureSet, key: ModelKey, plan: FoldPlan, config: Heads
         labels["instances"] = [
             list(row) for row in manifest.instances.filter(learn).select(columns).sort(columns).iter_rows()
         ]
-    prefix = f"{key.learner}_"
+    prefixes = [f"{key.learner}_", f"{key.task}_", *(["context"] if key.task != "scene" else [])]
     settings = {
         name: value
         for name, value in to_dict(config).items()
-        if name in _SHARED_SETTINGS or name.startswith(prefix) or (name == "context" and key.task != "scene")
+        if name in _SHARED_SETTINGS or name.startswith(tuple(prefixes))
     }
     return {
         "format_version": FORMAT_VERSION,
         "library": lightgbm.__version__ if key.learner == "gbm" else scipy.__version__,
         "model": str(key),
         "settings": settings,
+        "components": [] if components is None else [path.stem for path in components.files.values()],
         "shards": features.fingerprints(key.view, key.modality, recordings),
         "recordings": recordings,
         "folds": dict(plan.folds),

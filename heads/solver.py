@@ -5,12 +5,13 @@ free. Rotating the rows to their principal axes leaves the penalty as it is and 
 so that one eigendecomposition preconditions every class and every l2, and a dozen or two iterations are enough.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from scipy.linalg import eigh
+from scipy.special import expit, softmax
 
 from talstack.heads.lbfgs import minimise_columns
 
@@ -21,6 +22,7 @@ TOLERANCE = (
 )
 _MAX_ITERATIONS = 300
 _SMALLEST_CURVATURE = 1e-6
+_BLOCK_ROWS = 2048
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,10 +38,18 @@ class Axes:
     energies: np.ndarray
 
     @classmethod
-    def of(cls, rows: np.ndarray, *, floor: float) -> "Axes":
-        """Return the axes of the (N, D) float32 rows whose energy exceeds `floor`; at least one."""
+    def of(cls, rows: np.ndarray, *, floor: float, scale: np.ndarray | None = None) -> "Axes":
+        """Return the axes of the (N, D) float32 rows whose energy exceeds `floor`; at least one.
+
+        Args:
+            scale: (D,) float32, what the columns are multiplied by before.
+        """
         few = len(rows) < rows.shape[1]  # then the rows' own products are the smaller matrix with the same energies
+        if few and scale is not None:
+            rows = rows * scale
         gram = (rows @ rows.T if few else rows.T @ rows).astype(np.float64) / len(rows)
+        if scale is not None and not few:
+            gram *= np.outer(scale, scale)
         energies, vectors = eigh(gram, check_finite=False)
         keep = energies > max(floor, energies[-1] * 1e-7, 1e-12)  # below this float32 holds noise
         keep[-1] = True
@@ -61,26 +71,66 @@ class Weights:
         return np.asarray(rows @ self.weights + self.bias)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Some of the rows of a regression, as slices of arrays that are shared with other selections.
+
+    Attributes:
+        rows: (N, K) float32, columns about uncorrelated and of zero mean, such as rows along their `Axes`.
+        targets: (N, C) bool. Under softmax every row has one class.
+        row_weights: (N, C) float32 with mean about one; None for all one.
+        parts: which rows count.
+    """
+
+    rows: np.ndarray
+    targets: np.ndarray
+    row_weights: np.ndarray | None
+    parts: tuple[slice, ...]
+
+    @classmethod
+    def all_of(cls, rows: np.ndarray, targets: np.ndarray, row_weights: np.ndarray | None = None) -> "Rows":
+        """Return all the rows."""
+        return cls(rows, targets, row_weights, (slice(0, len(rows)),))
+
+    def only(self, parts: Sequence[slice]) -> "Rows":
+        """Return the rows of these slices."""
+        return Rows(self.rows, self.targets, self.row_weights, tuple(parts))
+
+    @property
+    def num_rows(self) -> int:
+        """How many count."""
+        return sum(part.stop - part.start for part in self.parts)
+
+    @property
+    def num_positives(self) -> np.ndarray:
+        """How many of them each class has, (C,) int64."""
+        return np.asarray(sum(self.targets[part].sum(axis=0) for part in self.parts))
+
+    def blocks(self) -> Iterator[slice]:
+        """Yield slices of a size whose logits stay in the cache of a core."""
+        for part in self.parts:
+            for start in range(part.start, part.stop, _BLOCK_ROWS):
+                yield slice(start, min(start + _BLOCK_ROWS, part.stop))
+
+
 def logistic_path(
-    rows: np.ndarray,
-    targets: np.ndarray,
-    l2s: Sequence[float],
+    rows: Rows,
+    l2s: Iterable[float],
     *,
     link: Link,
-    row_weights: np.ndarray | None = None,
+    columns: np.ndarray | None = None,
     start: Weights | None = None,
     tolerance: float = TOLERANCE,
 ) -> Iterator[Weights]:
     """Yield the solution of each l2; in descending order they are fastest, as each starts from the one before.
 
     Args:
-        rows: (N, K) float32, columns about uncorrelated and of zero mean, such as rows along their `Axes`.
-        targets: (N, C) bool; no column is constant. Under softmax every row has one class.
+        rows: what is learned from.
         l2s: penalties, > 0.
-        row_weights: (N, C) float32 with mean about one; None for all one.
+        columns: (P,) int, the classes to be learned, of which none is constant; None for all.
         start: where the first solution is sought from; None for zero.
     """
-    loss = _Loss(rows, targets.astype(np.float32), link, row_weights)
+    loss = _Loss(rows, np.arange(rows.targets.shape[1]) if columns is None else columns, link)
     params = loss.zero() if start is None else np.concatenate([start.weights, start.bias[None]]).astype(np.float64)
     for l2 in l2s:
         params = loss.minimise(params, l2, tolerance)
@@ -88,32 +138,34 @@ def logistic_path(
 
 
 class _Loss:
-    """The objective over parameters (K + 1, C): weights along the axes, and the bias as last row."""
+    """The objective over parameters (K + 1, P): weights along the axes, and the bias as last row."""
 
-    def __init__(self, rows: np.ndarray, targets: np.ndarray, link: Link, row_weights: np.ndarray | None) -> None:
-        self._rows, self._targets, self._row_weights, self._link = rows, targets, row_weights, link
-        self._energies = np.square(rows).mean(axis=0, dtype=np.float64)
+    def __init__(self, rows: Rows, columns: np.ndarray, link: Link) -> None:
+        self._rows, self._columns, self._link = rows, columns, link
+        self._num_rows = rows.num_rows
+        squared = sum(np.einsum("ij,ij->j", rows.rows[part], rows.rows[part]) for part in rows.blocks())
+        self._energies = np.asarray(squared, dtype=np.float64) / self._num_rows
 
     def zero(self) -> np.ndarray:
         """Return zero weights and the bias that gives each class its rate."""
-        rate = np.clip(self._targets.mean(axis=0, dtype=np.float64), 1e-6, 1 - 1e-6)
+        rate = np.clip(self._rows.num_positives[self._columns] / self._num_rows, 1e-6, 1 - 1e-6)
         bias = np.log(rate / (1 - rate)) if self._link == "sigmoid" else np.log(rate)
-        return np.concatenate([np.zeros((self._rows.shape[1], len(bias))), bias[None]])
+        return np.concatenate([np.zeros((self._rows.rows.shape[1], len(bias))), bias[None]])
 
     def minimise(self, params: np.ndarray, l2: float, tolerance: float) -> np.ndarray:
-        """Return the minimiser for one l2, sought from `params`, (K + 1, C)."""
+        """Return the minimiser for one l2, sought from `params`, (K + 1, P)."""
         scale = self._scale(params, l2)
         if self._link == "sigmoid":  # every class is a problem of its own
 
-            def scaled(tried: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-                values, gradient = self._evaluate(tried * scale[:, columns], l2, columns)
-                return values, gradient * scale[:, columns]
+            def scaled(tried: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+                values, gradient = self._evaluate(tried * scale[:, chosen], l2, self._columns[chosen])
+                return values, gradient * scale[:, chosen]
 
             found = minimise_columns(scaled, params / scale, tolerance=tolerance, max_iterations=_MAX_ITERATIONS)
         else:  # the classes are one problem
 
             def joint(tried: np.ndarray, _: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-                values, gradient = self._evaluate(tried.reshape(scale.shape) * scale, l2, slice(None))
+                values, gradient = self._evaluate(tried.reshape(scale.shape) * scale, l2, self._columns)
                 return values.sum(keepdims=True), (gradient * scale).reshape(-1, 1)
 
             flat = (params / scale).reshape(-1, 1)
@@ -121,28 +173,30 @@ class _Loss:
         return np.asarray(found.reshape(scale.shape) * scale)
 
     def _scale(self, params: np.ndarray, l2: float) -> np.ndarray:
-        """Return the (K + 1, C) preconditioner: 1 / sqrt of about the curvature at `params`."""
-        logits = self._logits(params)
-        _, residual = _LOSSES[self._link](logits, self._targets)
-        probs = residual + self._targets
-        curvature = np.maximum((probs * (1 - probs)).mean(axis=0, dtype=np.float64), _SMALLEST_CURVATURE)[None]
+        """Return the (K + 1, P) preconditioner: 1 / sqrt of about the curvature at `params`."""
+        single, curvature = params.astype(np.float32), np.zeros(params.shape[1])
+        for part in self._rows.blocks():
+            probs = PROBS[self._link](self._rows.rows[part] @ single[:-1] + single[-1])
+            curvature += (probs * (1 - probs)).sum(axis=0, dtype=np.float64)
+        curvature = np.maximum(curvature / self._num_rows, _SMALLEST_CURVATURE)[None]
         return np.concatenate([self._energies[:, None] * curvature + l2, curvature]) ** -0.5
 
-    def _logits(self, params: np.ndarray) -> np.ndarray:
-        return np.asarray(self._rows @ params[:-1].astype(np.float32) + params[-1].astype(np.float32))
-
-    def _evaluate(self, params: np.ndarray, l2: float, columns: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
+    def _evaluate(self, params: np.ndarray, l2: float, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return values (P,) and gradient (K + 1, P) of some classes at their parameters, (K + 1, P)."""
-        losses, residual = _LOSSES[self._link](self._logits(params), self._targets[:, columns])
-        if self._row_weights is not None:
-            losses *= self._row_weights[:, columns]
-            residual *= self._row_weights[:, columns]
-        num_rows = len(losses)
-        values = losses.sum(axis=0, dtype=np.float64) / num_rows + 0.5 * l2 * np.square(params[:-1]).sum(axis=0)
-        gradient = np.empty_like(params)
-        gradient[:-1] = self._rows.T @ residual / num_rows + l2 * params[:-1]
-        gradient[-1] = residual.sum(axis=0, dtype=np.float64) / num_rows
-        return values, gradient
+        single = params.astype(np.float32)
+        values, bias = np.zeros(params.shape[1]), np.zeros(params.shape[1])
+        weights = np.zeros_like(single[:-1])
+        for part in self._rows.blocks():
+            rows = self._rows.rows[part]
+            losses, residual = LOSSES[self._link](rows @ single[:-1] + single[-1], self._rows.targets[part][:, columns])
+            if self._rows.row_weights is not None:
+                losses *= self._rows.row_weights[part][:, columns]
+                residual *= self._rows.row_weights[part][:, columns]
+            values += losses.sum(axis=0, dtype=np.float64)
+            bias += residual.sum(axis=0, dtype=np.float64)
+            weights += rows.T @ residual
+        values = values / self._num_rows + 0.5 * l2 * np.square(params[:-1]).sum(axis=0)
+        return values, np.concatenate([weights / self._num_rows + l2 * params[:-1], bias[None] / self._num_rows])
 
 
 def _sigmoid_loss(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -160,4 +214,9 @@ def _softmax_loss(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, 
     return targets * (np.log(total) - shifted), powers / total - targets
 
 
-_LOSSES = {"sigmoid": _sigmoid_loss, "softmax": _softmax_loss}
+def _softmax_probs(logits: np.ndarray) -> np.ndarray:
+    return softmax(logits, axis=1) if logits.shape[1] else logits  # over no class at all it is an error in scipy
+
+
+LOSSES = {"sigmoid": _sigmoid_loss, "softmax": _softmax_loss}
+PROBS = {"sigmoid": expit, "softmax": _softmax_probs}

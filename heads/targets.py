@@ -12,10 +12,11 @@ import numpy as np
 from talstack.heads.features import GroupFeatures
 from talstack.heads.solver import Link
 from talstack.io.manifest import Manifest
-from talstack.io.predictions import ACTIVITY
-from talstack.io.targets import scene_targets, segment_targets
+from talstack.io.predictions import ACTIVITY, boundary_classes
+from talstack.io.targets import boundary_targets, scene_targets, segment_targets
 
-Task = Literal["activity", "action", "scene"]
+Task = Literal["activity", "action", "boundary", "scene"]
+BOUNDARY_PARTS = 2  # equal parts of a segment that a boundary may fall into; 4 are no more exact
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,25 +28,32 @@ class TaskTargets:
         link: softmax where exactly one class holds, sigmoid where any number may.
         values: (N, C) bool by segment, or (R, C) by recording for scenes.
         known: (N,) or (R,) bool; a recording without a scene has no label.
+        segment_s: length of a segment, seconds.
     """
 
     classes: tuple[str, ...]
     link: Link
     values: np.ndarray
     known: np.ndarray
+    segment_s: float
 
 
 def task_targets(task: str, manifest: Manifest, group: GroupFeatures, segment_s: float) -> TaskTargets:
-    """Return the task's labels; for activity and action the group's rows must be those of the segment grid."""
+    """Return the task's labels; but for scenes the group's rows must be those of the segment grid."""
     if task == "scene":
         scenes = scene_targets(manifest, list(group.recordings))
         values = scenes[:, None] == np.arange(len(manifest.scenes))
-        return TaskTargets(manifest.scenes, "softmax", values, scenes >= 0)
+        return TaskTargets(manifest.scenes, "softmax", values, scenes >= 0, segment_s)
+    known = np.ones(group.index.num_rows, dtype=bool)
+    if task == "boundary":
+        parts = boundary_targets(manifest, group.index, segment_s, parts=BOUNDARY_PARTS)
+        sides = parts.reshape(len(parts), 2, BOUNDARY_PARTS).any(axis=2)
+        values = np.concatenate([sides, parts], axis=1)
+        return TaskTargets(boundary_classes(BOUNDARY_PARTS), "sigmoid", values, known, segment_s)
     actions = segment_targets(manifest, group.index, segment_s)
-    known = np.ones(len(actions), dtype=bool)
     if task == "action":
-        return TaskTargets(manifest.actions, "sigmoid", actions, known)
-    return TaskTargets((ACTIVITY,), "sigmoid", np.asarray(actions.any(axis=1, keepdims=True)), known)
+        return TaskTargets(manifest.actions, "sigmoid", actions, known, segment_s)
+    return TaskTargets((ACTIVITY,), "sigmoid", np.asarray(actions.any(axis=1, keepdims=True)), known, segment_s)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

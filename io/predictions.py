@@ -2,13 +2,15 @@
 
 One long table holds everything that stage two predicts and the ensemble learns from (`SCHEMA`). A head's name is
 `<task>-<learner>`: task `activity` (one class, "activity"), `action` (one class per action; the probability that
-it happens in the segment, several may) or `scene` (one class per scene, one row set per recording, segment null).
-`fold` is the fold whose recordings the predicting model did not see in training; null marks recordings outside
+it happens in the segment, several may), `boundary` (classes of `boundary_classes`: the probability that any action
+starts, or ends, in the segment and in parts of it) or `scene` (one class per scene, one row set per recording, segment
+null). `fold` is the fold whose recordings the predicting model did not see in training; null marks recordings outside
 the folds (test), predicted by the model refitted on all folds.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -16,7 +18,8 @@ import polars as pl
 from talstack.io.errors import InputError
 
 ACTIVITY = "activity"
-TASKS = ("activity", "action", "scene")
+TASKS = ("activity", "action", "boundary", "scene")
+SIDES = ("start", "end")
 SCHEMA: dict[str, type[pl.DataType]] = {
     "recording": pl.String,
     "segment": pl.Int32,
@@ -40,7 +43,7 @@ class ModelKey:
 
     @property
     def task(self) -> str:
-        """What the head predicts: activity, action or scene."""
+        """What the head predicts: activity, action, boundary or scene."""
         return self.head.split("-", 1)[0]
 
     @property
@@ -187,3 +190,49 @@ def scene_probs(table: pl.DataFrame, key: ModelKey, *, recordings: Sequence[str]
         if recording in order and scene in columns:
             dense[order[recording], columns[scene]] = prob
     return dense
+
+
+class BoundaryCurves(NamedTuple):
+    """Where actions begin and end, whichever they are; NaN where the model has no valid prediction.
+
+    Attributes:
+        start, end: (N,) float32, the probability that an action starts / ends in the segment.
+        start_offset_s, end_offset_s: (N,) float32, where in the segment it does if it does, on average, seconds from
+            the segment's start.
+        start_parts, end_parts: (N, K) float32, `start` and `end` shared out over the segment's K equal parts. Laid end
+            to end, part k of segment i covers [(i + k / K) * segment_s, (i + (k + 1) / K) * segment_s); the centre of
+            mass of a peak, one segment to either side, is the best single guess at a boundary.
+    """
+
+    start: np.ndarray
+    end: np.ndarray
+    start_offset_s: np.ndarray
+    end_offset_s: np.ndarray
+    start_parts: np.ndarray
+    end_parts: np.ndarray
+
+
+def boundary_classes(parts: int) -> tuple[str, ...]:
+    """Return the classes of a boundary head: start and end, then each in the first to last part of a segment."""
+    return (*SIDES, *(f"{side} {part + 1}/{parts}" for side in SIDES for part in range(parts)))
+
+
+def boundary_curves(table: pl.DataFrame, key: ModelKey, *, index: SegmentIndex, segment_s: float) -> BoundaryCurves:
+    """Return what one boundary head says about the segments of the index.
+
+    Raises:
+        InputError: the table has no predictions of this model, or its classes are not those of a boundary head.
+    """
+    own = table.filter(
+        (pl.col("view") == key.view) & (pl.col("modality") == key.modality) & (pl.col("head") == key.head)
+    )
+    names = own["class"].unique().to_list()
+    parts = len(names) // 2 - 1
+    if parts < 1 or set(names) != set(boundary_classes(parts)):
+        raise InputError(f"{key}: classes {sorted(names)[:4]} are not those of a boundary head; run `talstack heads`")
+    probs = dense_probs(own, key, index=index, classes=boundary_classes(parts))
+    shares = probs[:, 2:].reshape(-1, 2, parts)
+    shares = shares / np.maximum(shares.sum(axis=2, keepdims=True), 1e-9)
+    centres_s = (np.arange(parts, dtype=np.float32) + 0.5) / parts * np.float32(segment_s)
+    offset_s, mass = shares @ centres_s, shares * probs[:, :2, None]
+    return BoundaryCurves(probs[:, 0], probs[:, 1], offset_s[:, 0], offset_s[:, 1], mass[:, 0], mass[:, 1])

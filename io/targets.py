@@ -63,6 +63,28 @@ def segment_shares(manifest: Manifest, index: SegmentIndex, segment_s: float) ->
     return np.clip(shares, 0.0, 1.0)
 
 
+def boundary_targets(manifest: Manifest, index: SegmentIndex, segment_s: float, *, parts: int) -> np.ndarray:
+    """Return where an action, whichever, starts and ends, (N, 2 * parts) bool.
+
+    Column k: an instance starts in the k-th of `parts` equal parts of the segment; column parts + k: one ends there.
+    A part is [from, to) for starts and (from, to] for ends. What lies beyond the last segment counts as its last part.
+    """
+    by_recording = {key[0]: rows for key, rows in manifest.instances.partition_by("recording", as_dict=True).items()}
+    targets = np.zeros((index.num_rows, 2, parts), dtype=bool)
+    for recording, rows in index.slices():
+        instances = by_recording.get(recording)
+        if instances is None or rows.stop == rows.start:
+            continue
+        start, end = instances.select("start_s", "end_s").to_numpy().T / (segment_s / parts)
+        # 1e-6 absorbs the rounding of seconds / part
+        places = np.stack([np.floor(start + 1e-6), np.ceil(end - 1e-6) - 1]).astype(np.int64)
+        segment, part = np.divmod(np.clip(places, 0, (rows.stop - rows.start) * parts - 1), parts)
+        block = targets[rows]
+        for side in range(2):
+            block[segment[side], side, part[side]] = True
+    return targets.reshape(index.num_rows, 2 * parts)
+
+
 def scene_targets(manifest: Manifest, recordings: list[str]) -> np.ndarray:
     """Return the scene index of every recording, (R,) int64; -1 where it has none."""
     columns = {scene: i for i, scene in enumerate(manifest.scenes)}

@@ -67,17 +67,18 @@ def invoke(arguments: list[str], code: int = 0):
 
 def test_table_files_and_settings_are_written(dataset: list[str], tmp_path: Path) -> None:
     result = invoke(dataset)
-    assert result.stdout == f"{tmp_path / 'run'}: 3 heads trained, 0 up to date; wrote oof.parquet and heads.json\n"
+    assert result.stdout == f"{tmp_path / 'run'}: 4 heads trained, 0 up to date; wrote oof.parquet and heads.json\n"
     assert "action-linear" in result.stderr and "top-1" in result.stderr
-    assert pl.read_parquet(tmp_path / "run" / "oof.parquet").height == 6 * (10 + 10 + 2)
+    assert pl.read_parquet(tmp_path / "run" / "oof.parquet").height == 6 * (10 + 10 + 10 * 6 + 2)
     assert "context = [1]" in (tmp_path / "run" / "config.toml").read_text()
-    assert "nothing to do, 3 heads are up to date" in invoke(dataset).stdout
+    assert "nothing to do, 4 heads are up to date" in invoke(dataset).stdout
 
 
 def test_json_is_one_object(dataset: list[str]) -> None:
     summary = json.loads(invoke([*dataset, "--json"]).stdout)
-    assert summary["fitted"] == 3 and summary["written"] and summary["missing"] == []
-    assert {row["head"] for row in summary["heads"]} == {"action-linear", "activity-linear", "scene-linear"}
+    assert summary["fitted"] == 4 and summary["written"] and summary["missing"] == []
+    heads = {f"{task}-linear" for task in ("action", "activity", "boundary", "scene")}
+    assert {row["head"] for row in summary["heads"]} == heads
 
 
 def test_features_still_to_be_extracted_are_listed(dataset: list[str], tmp_path: Path) -> None:

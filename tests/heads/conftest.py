@@ -25,7 +25,14 @@ WIDTH = 12
 ACTIONS = ("wave", "jump", "never")
 SCENES = ("kitchen", "yard")
 QUICK = HeadsConfig(
-    context=(1, 3), linear_components=8, gbm_components=8, gbm_rounds=15, linear_l2=(0.1, 0.01), inner_folds=2
+    context=(1, 3),
+    linear_components=8,
+    gbm_components=8,
+    gbm_context_components=8,
+    gbm_rounds=15,
+    linear_l2=(0.1, 0.01),
+    linear_context_gain=(0.5,),
+    inner_folds=2,
 )
 
 MakeManifest = Callable[..., Manifest]

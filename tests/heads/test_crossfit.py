@@ -15,7 +15,7 @@ from talstack.io.errors import InputError
 from talstack.io.manifest import Manifest
 from talstack.io.predictions import SCHEMA, ModelKey
 
-HEADS = ("activity-linear", "action-linear", "action-gbm", "scene-linear", "scene-gbm")
+HEADS = ("activity-linear", "action-linear", "action-gbm", "boundary-linear", "scene-linear", "scene-gbm")
 
 
 def predict(

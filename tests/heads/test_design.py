@@ -5,13 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from talstack.heads.design import Design, DesignSettings, Scaler, pool_rows
+from talstack.heads.context import Context
+from talstack.heads.design import Design, DesignSettings, pool_rows
 from talstack.heads.features import GroupFeatures
+from talstack.heads.reduction import Reduction
 from talstack.io.predictions import SegmentIndex
 
-LINEAR = DesignSettings(pooled=False, components=5, windows=(2,), clip=4.0, rotate=True, whitening=0.0, squares=True)
-TREES = DesignSettings(pooled=False, components=50, windows=(2,), clip=4.0)
-SCENE = DesignSettings(pooled=True, components=5, windows=(), clip=4.0, rotate=True)
+CONTEXT = Context(windows=(2,))
+LINEAR = DesignSettings(pooled=False, components=5, context=CONTEXT, clip=4.0, rotate=True, whitening=0.0, squares=1.0)
+TREES = DesignSettings(pooled=False, components=50, context=CONTEXT, clip=4.0)
+SCENE = DesignSettings(pooled=True, components=5, clip=4.0, rotate=True)
 
 
 def keep(group: GroupFeatures, *names: str) -> GroupFeatures:
@@ -46,7 +49,7 @@ def test_training_columns_are_standard_where_all_components_count_the_same(group
 
 
 def test_without_whitening_components_keep_their_proportions(group: GroupFeatures) -> None:
-    rows, _ = Design.fit(group, replace(LINEAR, windows=(), squares=False)).rows(group)
+    rows, _ = Design.fit(group, replace(LINEAR, context=Context(), squares=0.0)).rows(group)
     spread = rows.std(axis=0)
     assert (np.diff(spread) < 0).all() and spread[0] > 1.1 * spread[-1]
 
@@ -68,12 +71,33 @@ def test_own_log_probabilities_are_columns(group: GroupFeatures) -> None:
     assert Design.fit(informed, LINEAR).rows(informed)[0].shape == (400, (5 + 3) * 4 * 2)
 
 
-def test_constant_columns_become_zero() -> None:
-    rows = np.full((5, 2), 7.0, np.float32)
-    rows[:, 1] = np.arange(5)
-    scaler = Scaler.of(rows, 4.0)
-    assert (scaler(rows)[:, 0] == 0).all()
-    assert (scaler(np.array([[9.0, 2.0]]))[:, 0] == 0).all() and np.abs(scaler(rows * 1000)).max() <= 4
+def test_context_columns_are_told_from_own_ones(group: GroupFeatures) -> None:
+    """Nothing but them, and their squares, changes with the neighbours."""
+    settings = replace(LINEAR, context=Context(windows=(2,), position=True), context_components=2, squares=0.5)
+    design = Design.fit(group, settings)
+    rows, _ = design.rows(group)
+    alone, _ = design.rows(keep(group, "r3"))
+    own = group.rows_of(["r3"])
+    short = replace(
+        keep(group, "r3"), index=SegmentIndex(("r3",), (20,)), features=group.features[own][:20],
+        valid=group.valid[own][:20], log_probs=group.log_probs[own][:20],
+        scene_log_probs=group.scene_log_probs[own][:20],
+    )  # fmt: skip
+    cut, _ = design.rows(short)
+    context = design.context_columns
+    assert rows.shape[1] == len(context) == 2 * 4 + 3 + 3 + 2 * 4 + 3 and context.sum() == 2 * (2 * 3 + 3)
+    changed = np.abs(cut[19] - alone[19]) > 1e-4
+    np.testing.assert_array_equal(changed & ~context, np.zeros(len(context), dtype=bool))
+    assert changed[context].sum() > 8
+
+
+def test_components_made_before_give_the_same_rows(group: GroupFeatures) -> None:
+    """Heads that share a reduction need fewer components than it holds, and never see the stored features."""
+    reduction = Reduction.of(group.features, np.flatnonzero(group.valid), components=8)
+    reduced = replace(group, features=reduction(group.features), reduction=reduction)
+    direct, shared = Design.fit(group, LINEAR), Design.fit(reduced, LINEAR)
+    np.testing.assert_allclose(shared.rows(reduced)[0], direct.rows(group)[0], atol=1e-4)
+    np.testing.assert_allclose(shared.rows(group)[0], direct.rows(group)[0], atol=1e-4)
 
 
 def test_pooling_takes_valid_rows_of_the_own_recording() -> None:

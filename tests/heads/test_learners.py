@@ -8,11 +8,12 @@ import pytest
 
 from talstack.heads.config import HeadsConfig
 from talstack.heads.gbm import GbmHead
-from talstack.heads.linear import LinearHead, inner_folds
+from talstack.heads.linear import LinearHead, _Problem
+from talstack.heads.solver import Weights
 from talstack.io.errors import ModelError
 
 Learner = type[LinearHead] | type[GbmHead]
-GROUPS = np.repeat(np.arange(10), 60)
+FOLDS = np.repeat(np.arange(10), 60) % 3
 
 
 @pytest.fixture(params=[LinearHead, GbmHead], ids=["linear", "gbm"])
@@ -39,8 +40,8 @@ def test_probabilities_tell_the_classes_apart(
     learner: Learner, rows: np.ndarray, targets: np.ndarray, quick: HeadsConfig
 ) -> None:
     config = replace(quick, gbm_rounds=60)
-    train = GROUPS < 7
-    head = learner.fit(rows[train], targets[train], groups=GROUPS[train], link="sigmoid", config=config)
+    train = np.arange(600) < 420
+    head = learner.fit(rows[train], targets[train], folds=FOLDS[train], link="sigmoid", config=config)
     probs = head.predict_proba(rows[~train])
     assert probs.shape == (180, 5) and probs.dtype == np.float32
     for column in (0, 1):
@@ -53,7 +54,7 @@ def test_probabilities_tell_the_classes_apart(
 
 def test_overlapping_classes_do_not_compete(learner: Learner, rows: np.ndarray, quick: HeadsConfig) -> None:
     both = np.repeat(rows[:, :1] > 0, 2, axis=1)
-    head = learner.fit(rows, both, groups=GROUPS, link="sigmoid", config=replace(quick, gbm_rounds=60))
+    head = learner.fit(rows, both, folds=FOLDS, link="sigmoid", config=replace(quick, gbm_rounds=60))
     assert head.predict_proba(rows[rows[:, 0] > 1]).min() > 0.6
 
 
@@ -61,7 +62,9 @@ def test_softmax_sums_to_one_over_learned_and_absent_classes(
     learner: Learner, rows: np.ndarray, quick: HeadsConfig
 ) -> None:
     labels = np.where(rows[:, 0] > 0, 0, 2)
-    head = learner.fit(rows[:40], labels[:40, None] == np.arange(3), groups=np.arange(40), link="softmax", config=quick)
+    head = learner.fit(
+        rows[:40], labels[:40, None] == np.arange(3), folds=np.arange(40) % 3, link="softmax", config=quick
+    )
     probs = head.predict_proba(rows)
     np.testing.assert_allclose(probs.sum(axis=1), 1.0, rtol=1e-5)
     assert (probs.argmax(axis=1) == labels).mean() > 0.85 and (probs[:, 1] < 0.02).all()
@@ -72,23 +75,23 @@ def test_weighting_rare_classes_up_leaves_probabilities_honest(
     learner: Learner, weight: str, rows: np.ndarray, targets: np.ndarray, quick: HeadsConfig
 ) -> None:
     config = replace(quick, class_weight=weight, gbm_rounds=60)
-    head = learner.fit(rows, targets[:, 1:2], groups=GROUPS, link="sigmoid", config=config)
+    head = learner.fit(rows, targets[:, 1:2], folds=FOLDS, link="sigmoid", config=config)
     assert head.predict_proba(rows).mean() == pytest.approx(targets[:, 1].mean(), abs=0.06)
 
 
 def test_one_recording_or_one_class_do_not_crash(learner: Learner, rows: np.ndarray, quick: HeadsConfig) -> None:
     targets = rows[:50, :1] > 0
     config = replace(quick, gbm_early_stopping=True)
-    head = learner.fit(rows[:50], targets, groups=np.zeros(50, int), link="sigmoid", config=config)
+    head = learner.fit(rows[:50], targets, folds=np.zeros(50, int), link="sigmoid", config=config)
     assert head.predict_proba(rows).shape == (600, 1)
-    empty = learner.fit(rows, np.zeros((600, 2), bool), groups=GROUPS, link="sigmoid", config=config)
+    empty = learner.fit(rows, np.zeros((600, 2), bool), folds=FOLDS, link="sigmoid", config=config)
     assert (empty.predict_proba(rows) < 0.001).all()
 
 
 def test_saved_heads_predict_the_same(
     learner: Learner, rows: np.ndarray, targets: np.ndarray, quick: HeadsConfig, tmp_path: Path
 ) -> None:
-    head = learner.fit(rows, targets, groups=GROUPS, link="sigmoid", config=quick)
+    head = learner.fit(rows, targets, folds=FOLDS, link="sigmoid", config=quick)
     (file,) = head.save(tmp_path / "action-x")
     again = learner.load(tmp_path / "action-x", link="sigmoid", summary=head.summary)
     np.testing.assert_allclose(again.predict_proba(rows), head.predict_proba(rows), rtol=1e-6)
@@ -104,7 +107,7 @@ def test_fitting_twice_gives_the_same_bits(
     learner: Learner, rows: np.ndarray, targets: np.ndarray, quick: HeadsConfig
 ) -> None:
     first, second = (
-        learner.fit(rows, targets, groups=GROUPS, link="sigmoid", config=quick).predict_proba(rows) for _ in range(2)
+        learner.fit(rows, targets, folds=FOLDS, link="sigmoid", config=quick).predict_proba(rows) for _ in range(2)
     )
     np.testing.assert_array_equal(first, second)
 
@@ -113,21 +116,56 @@ def test_penalty_is_chosen_on_inner_folds(quick: HeadsConfig) -> None:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(600, 40)).astype(np.float32)
     config = replace(quick, linear_l2=(1.0, 1e-4))
-    noise = LinearHead.fit(rows, rng.random((600, 1)) > 0.5, groups=GROUPS, link="sigmoid", config=config)
-    signal = LinearHead.fit(rows, rows[:, :1] > 0, groups=GROUPS, link="sigmoid", config=config)
+    noise = LinearHead.fit(rows, rng.random((600, 1)) > 0.5, folds=FOLDS, link="sigmoid", config=config)
+    signal = LinearHead.fit(rows, rows[:, :1] > 0, folds=FOLDS, link="sigmoid", config=config)
     assert (noise.l2, signal.l2) == (1.0, 1e-4)
 
 
 def test_early_stopping_takes_fewer_trees_on_noise(rows: np.ndarray, quick: HeadsConfig) -> None:
     config = replace(quick, gbm_rounds=80, gbm_early_stopping=True)
     noise = GbmHead.fit(
-        rows, np.random.default_rng(2).random((600, 1)) > 0.5, groups=GROUPS, link="sigmoid", config=config
+        rows, np.random.default_rng(2).random((600, 1)) > 0.5, folds=FOLDS, link="sigmoid", config=config
     )
-    signal = GbmHead.fit(rows, rows[:, :1] > 0, groups=GROUPS, link="sigmoid", config=config)
-    assert noise.num_rounds < 20 < signal.num_rounds
+    signal = GbmHead.fit(rows, rows[:, :1] > 0, folds=FOLDS, link="sigmoid", config=config)
+    assert noise.num_rounds < 60 < signal.num_rounds
 
 
-def test_inner_folds_keep_recordings_whole() -> None:
-    folds = inner_folds(np.array(["a", "b", "a", "c", "d", "b"]), 2, seed=0)
-    assert folds[0] == folds[2] and folds[1] == folds[5] and set(folds) == {0, 1}
-    assert (inner_folds(np.array([1, 2, 3]), 2, seed=0) == 0).all()
+def test_overconfident_logits_are_cooled_on_inner_folds(quick: HeadsConfig) -> None:
+    rng = np.random.default_rng(3)
+    rows = rng.normal(size=(600, 200)).astype(np.float32)
+    targets = rows[:, :1] + rng.normal(size=(600, 1)) > 1.5
+    head = LinearHead.fit(
+        rows[:300], targets[:300], folds=FOLDS[:300], link="sigmoid", config=replace(quick, linear_l2=(1e-3,))
+    )
+    assert head.temperature > 1.2
+    hot = replace(head, solution=Weights(head.solution.weights * head.temperature, head.solution.bias))
+    probs, loud = (np.clip(model.predict_proba(rows[300:]), 1e-6, 1 - 1e-6) for model in (head, hot))
+    loss, loud_loss = (-np.where(targets[300:], np.log(p), np.log1p(-p)).mean() for p in (probs, loud))
+    assert loss < loud_loss and probs.mean() == pytest.approx(targets.mean(), abs=0.06)
+
+
+def test_a_penalty_path_stops_where_the_loss_rises(quick: HeadsConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    solve = _Problem.solve
+    monkeypatch.setattr(
+        _Problem, "solve", lambda self, folds, l2s, **kw: tried.append(l2s) or solve(self, folds, l2s, **kw)
+    )
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(600, 40)).astype(np.float32)
+    config = replace(quick, linear_l2=(1.0, 0.1, 0.01, 1e-3, 1e-4))
+    head = LinearHead.fit(rows, rng.random((600, 1)) > 0.5, folds=FOLDS, link="sigmoid", config=config)
+    assert head.l2 == 1.0 and [l2s[0] for l2s in tried] == [1.0] * 3 + [0.1] * 3 + [1.0]
+
+
+def test_context_is_made_small_where_it_only_distracts(quick: HeadsConfig) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(600, 60)).astype(np.float32)
+    context = np.arange(60) >= 5
+    config = replace(quick, linear_context_gain=(1.0, 0.05), linear_l2=(0.1, 0.01, 0.001))
+    chosen = [
+        LinearHead.fit(rows, (rows @ w + 0.5 * rng.normal(size=600) > 0)[:, None], folds=FOLDS, link="sigmoid",
+                       config=config, context=context)
+        for w in (np.where(context, 0.0, 1.0), np.where(context, 1.0, 0.0))
+    ]  # fmt: skip
+    assert [head.context_gain for head in chosen] == [0.05, 1.0]
+    assert np.abs(chosen[0].solution.weights[5:]).max() < 0.1 < np.abs(chosen[1].solution.weights[5:]).max()

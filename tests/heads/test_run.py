@@ -10,8 +10,11 @@ import polars as pl
 import pytest
 
 from talstack.heads.config import HeadsConfig
+from talstack.heads.crossfit import FoldPlan, cross_fit
+from talstack.heads.features import read_group
 from talstack.heads.quality import quality_table
 from talstack.heads.run import run_heads
+from talstack.heads.targets import task_targets
 from talstack.io.errors import InputError
 from talstack.io.extraction import FeatureSet
 from talstack.io.manifest import Manifest
@@ -29,7 +32,9 @@ def outcomes(features: FeatureSet, run: Path, config: HeadsConfig) -> tuple[dict
 def test_a_run_holds_every_head_of_every_group(make_features: MakeFeatures, quick: HeadsConfig, tmp_path: Path) -> None:
     features = make_features(seen=["r0", "r1"])
     found, written = outcomes(features, tmp_path / "run", quick)
-    names = [f"{task}-{learner}" for task in ("action", "activity", "scene") for learner in ("gbm", "linear")]
+    names = [
+        f"{task}-{learner}" for task in ("action", "activity", "boundary", "scene") for learner in ("gbm", "linear")
+    ]
     assert list(found) == [f"{view}/rgb/{name}" for view in ("ego", "front") for name in names] and written
     oof = pl.read_parquet(tmp_path / "run" / "oof.parquet")
     assert [str(key) for key in models_of(oof)] == list(found)
@@ -60,14 +65,17 @@ def test_only_heads_whose_inputs_changed_are_fitted_again(
 ) -> None:
     outcomes(make_features(), tmp_path, quick)
     found, written = outcomes(make_features(), tmp_path, replace(quick, gbm_rounds=16))
-    assert refitted(found) == {"action-gbm", "activity-gbm", "scene-gbm"} and written
+    assert refitted(found) == {"action-gbm", "activity-gbm", "boundary-gbm", "scene-gbm"} and written
     found, _ = outcomes(make_features(), tmp_path, replace(quick, gbm_rounds=16, context=(2,)))
-    assert refitted(found) == {"action-gbm", "activity-gbm", "action-linear", "activity-linear"}
-    config = replace(quick, gbm_rounds=16, context=(2,))
+    assert refitted(found) == {
+        f"{task}-{by}" for task in ("action", "activity", "boundary") for by in ("gbm", "linear")
+    }
+    config = replace(quick, gbm_rounds=16, context=(2,), boundary_context=(5,))
+    assert refitted(outcomes(make_features(), tmp_path, config)[0]) == {"boundary-gbm", "boundary-linear"}
     found, written = outcomes(make_features(relabel(manifest, ["r8"])), tmp_path, config)
     assert not refitted(found) and not written, "labels of the test split are no input"
     found, _ = outcomes(make_features(relabel(manifest, ["r1"])), tmp_path, config)
-    assert len(refitted(found)) == 6
+    assert len(refitted(found)) == 8
 
 
 def test_labels_and_scenes_of_the_test_split_change_no_file(
@@ -149,7 +157,9 @@ def test_quality_counts_unseen_out_of_fold_recordings(
     by_name = {(row["view"], row["head"]): row for row in quality.iter_rows(named=True)}
     assert by_name["front", "action-linear"]["num_recordings"] == 5
     assert by_name["ego", "action-linear"]["num_recordings"] == 4
-    assert all(row["value"] > 0.7 for row in by_name.values())
+    expected = {"action-linear": 0.7, "activity-linear": 0.6, "boundary-linear": 0.1, "scene-linear": 0.7}
+    values = {name: row["value"] for name, row in by_name.items()}
+    assert all(value > expected[head] for (_, head), value in values.items()), str(values)
     spoiled = oof.with_columns(
         pl.when(pl.col("recording").is_in(["r0", "r1", "r2", "r8", "r9"])).then(0.5).otherwise(pl.col("prob"))
         .cast(pl.Float32).alias("prob")
@@ -158,3 +168,42 @@ def test_quality_counts_unseen_out_of_fold_recordings(
     nothing = quality_table(oof, make_features(seen=[f"r{i}" for i in range(8)]))
     assert nothing["value"].is_null().all() and (nothing["num_recordings"] == 0).all()
     assert np.isfinite(quality["value"].to_numpy()).all()
+
+
+def test_components_are_made_once_and_shared(
+    make_features: MakeFeatures, quick: HeadsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    outcomes(make_features(), run, quick)
+    made = {path: path.stat().st_mtime_ns for path in run.glob("heads/*/components/*")}
+    assert len(made) == 2 * 2 * 5, "two files for each of two groups and of four folds and all"
+    monkeypatch.setattr("talstack.heads.run.read_group", lambda *_: pytest.fail("the stored features were read"))
+    monkeypatch.setattr("talstack.heads.components.read_group", lambda *_: pytest.fail("the stored features were read"))
+    found, _ = outcomes(make_features(), run, replace(quick, linear_l2=(0.02,), context=(2,)))
+    assert refitted(found) and made == {path: path.stat().st_mtime_ns for path in run.glob("heads/*/components/*")}
+
+
+def test_damaged_components_are_made_again(make_features: MakeFeatures, quick: HeadsConfig, tmp_path: Path) -> None:
+    config = replace(quick, learners=("linear",), tasks=("action",))
+    outcomes(make_features(), tmp_path, config)
+    files = sorted(tmp_path.glob("heads/*/components/*.safetensors"))
+    content = files[0].read_bytes()
+    files[0].write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    outcomes(make_features(), tmp_path, replace(config, linear_l2=(0.02,)))
+    assert files[0].read_bytes() == content
+
+
+def test_heads_on_shared_components_equal_heads_on_the_features(
+    make_features: MakeFeatures, quick: HeadsConfig, tmp_path: Path
+) -> None:
+    config = replace(quick, learners=("linear",), tasks=("action", "scene"))
+    outcomes(make_features(), tmp_path / "shared", config)
+    features = make_features()
+    group = read_group(features, "front", "rgb")
+    key = ModelKey("front", "rgb", "action-linear")
+    targets = task_targets("action", features.manifest, group, features.segment_s)
+    alone = cross_fit(key, group, targets, plan=FoldPlan.of(features.manifest, (), config), config=config).table
+    shared = pl.read_parquet(tmp_path / "shared" / "oof.parquet").filter(
+        (pl.col("view") == "front") & (pl.col("head") == "action-linear")
+    )
+    np.testing.assert_allclose(shared["prob"], alone["prob"], atol=5e-3)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from talstack.heads.solver import Axes, logistic_path
+from talstack.heads.solver import Axes, Rows, logistic_path
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def test_one_vs_rest_equals_scikit_learn_class_by_class(rows: np.ndarray) -> Non
     axes = Axes.of(rows, floor=0.0)
     for l2, found in zip(
         (0.1, 0.01),
-        logistic_path(rows @ axes.vectors, targets, (0.1, 0.01), link="sigmoid", tolerance=1e-6),
+        logistic_path(Rows.all_of(rows @ axes.vectors, targets), (0.1, 0.01), link="sigmoid", tolerance=1e-6),
         strict=True,
     ):
         for column in range(3):
@@ -33,9 +33,8 @@ def test_softmax_equals_scikit_learn(rows: np.ndarray) -> None:
     rng = np.random.default_rng(2)
     labels = (rows @ rng.normal(size=(30, 3))).argmax(axis=1)
     axes = Axes.of(rows, floor=0.0)
-    (found,) = logistic_path(
-        rows @ axes.vectors, labels[:, None] == np.arange(3), [0.01], link="softmax", tolerance=1e-6
-    )
+    problem = Rows.all_of(rows @ axes.vectors, labels[:, None] == np.arange(3))
+    (found,) = logistic_path(problem, [0.01], link="softmax", tolerance=1e-6)
     model = LogisticRegression(C=1 / (0.01 * 400), tol=1e-8, max_iter=5000).fit(rows, labels)
     logits = found.logits(rows @ axes.vectors)
     expected = model.decision_function(rows)
@@ -45,12 +44,22 @@ def test_softmax_equals_scikit_learn(rows: np.ndarray) -> None:
 def test_row_weights_count_like_repeated_rows(rows: np.ndarray) -> None:
     targets = rows[:, :1] + 0.3 * rows[:, 5:6] > 0.2
     twice = np.where(targets, 2.0, 1.0).astype(np.float32)
-    (weighted,) = logistic_path(rows, targets, [0.05], link="sigmoid", row_weights=twice / twice.mean(), tolerance=1e-6)
-    again = np.concatenate([rows, rows[targets[:, 0]]])
-    (repeated,) = logistic_path(
-        again, np.concatenate([targets, targets[targets[:, 0]]]), [0.05], link="sigmoid", tolerance=1e-6
-    )
+    problem = Rows.all_of(rows, targets, twice / twice.mean())
+    (weighted,) = logistic_path(problem, [0.05], link="sigmoid", tolerance=1e-6)
+    again = Rows.all_of(np.concatenate([rows, rows[targets[:, 0]]]), np.concatenate([targets, targets[targets[:, 0]]]))
+    (repeated,) = logistic_path(again, [0.05], link="sigmoid", tolerance=1e-6)
     np.testing.assert_allclose(weighted.logits(rows), repeated.logits(rows), atol=0.01)
+
+
+def test_rows_of_some_slices_and_columns_are_a_problem_of_their_own(rows: np.ndarray) -> None:
+    targets = rows @ np.random.default_rng(1).normal(size=(30, 3)) + 1.0 > [0.0, 3.0, 8.0]
+    whole = Rows.all_of(rows, targets)
+    some = whole.only([slice(10, 100), slice(250, 400)])
+    keep = np.r_[10:100, 250:400]
+    assert some.num_rows == 240 and (some.num_positives == targets[keep].sum(axis=0)).all()
+    (found,) = logistic_path(some, [0.1], link="sigmoid", columns=np.array([2, 0]), tolerance=1e-6)
+    (alone,) = logistic_path(Rows.all_of(rows[keep], targets[keep][:, [2, 0]]), [0.1], link="sigmoid", tolerance=1e-6)
+    np.testing.assert_allclose(found.logits(rows), alone.logits(rows), atol=1e-3)
 
 
 def test_axes_are_orthonormal_and_sorted(rows: np.ndarray) -> None:
