@@ -24,7 +24,7 @@ from talstack.ensemble.crossfit import learnable_folds
 from talstack.ensemble.decode import Decoder, DecodeSettings
 from talstack.ensemble.fusion import fuse_detections
 from talstack.ensemble.heads_run import HeadsRun
-from talstack.ensemble.run import System, evidence_of, fit_systems, training_of
+from talstack.ensemble.run import System, decoder_of, evidence_of, fit_systems, training_of
 from talstack.ensemble.tune import TARGET_TIOU, Problem, Tuned, average_map, first_settings, tune, tuned_with
 from talstack.evaluate.bootstrap import compare_detections
 from talstack.io.manifest import Manifest
@@ -74,7 +74,7 @@ def systems_of(run: Path, manifest: Manifest) -> tuple[list[System], Decoder, di
         systems, _ = fit_systems(training, evidence, Path(folder), config=EnsembleConfig(), jobs=1)
     names = list(training.evidence.index.recordings)
     groups = dict(zip(names, training.groups.tolist(), strict=True))
-    return systems, Decoder.of(manifest, heads.segment_s, names), groups
+    return systems, decoder_of(manifest, heads, names, scored), groups
 
 
 def rows_of(system: System, decoder: Decoder, problem: Problem, truth: pl.DataFrame) -> Iterator[list[str]]:

@@ -14,7 +14,9 @@ import numpy as np
 import polars as pl
 from rich.table import Table
 
-from talstack.ensemble.decode import Curves, Decoder, DecodeSettings, threshold_runs
+from talstack.ensemble.curves import Curves
+from talstack.ensemble.decode import Decoder, DecodeSettings
+from talstack.ensemble.runs import threshold_runs
 from talstack.ensemble.tune import TARGET_TIOU, average_map
 from talstack.evaluate.segments import segment_average_precision
 from talstack.heads.config import HeadsConfig
@@ -134,7 +136,7 @@ def crossing_errors_s(
     out = []
     for recording, rows in index.slices():
         curve = activity[rows][:, None].astype(np.float64)
-        runs = threshold_runs(curve, (0.5,), SegmentGrid(len(curve) * length_s, length_s))[1]
+        runs = threshold_runs(curve, (0.5,), SegmentGrid(len(curve) * length_s, length_s))[2]
         for row in instances.filter(pl.col("recording") == recording).iter_rows(named=True):
             for column, side in enumerate(("start_s", "end_s")):
                 errors = np.abs(runs[:, column] - row[side])

@@ -18,7 +18,7 @@ from talstack.ensemble.durations import ClassDurations
 from talstack.ensemble.hmm import Durations, viterbi_runs
 from talstack.ensemble.nms import Method, suppress, top_k
 from talstack.ensemble.proposals import Proposals, Runs, join_runs, labelled
-from talstack.ensemble.refine import BoundaryCurves, EdgeModel, edge_features
+from talstack.ensemble.refine import BoundaryVotes, EdgeModel, edge_features
 from talstack.ensemble.runs import crossings, threshold_runs
 from talstack.ensemble.scoring import Scorer, plain_scores, score_features
 from talstack.ensemble.smoothing import class_lengths, smooth
@@ -132,7 +132,7 @@ class Decoder:
     actions: tuple[str, ...]
     grids: dict[str, SegmentGrid]
     durations: ClassDurations
-    boundaries: dict[str, BoundaryCurves] = field(default_factory=dict)
+    boundaries: dict[str, BoundaryVotes] = field(default_factory=dict)
 
     @classmethod
     def of(cls, manifest: Manifest, segment_s: float, training: list[str]) -> "Decoder":

@@ -23,7 +23,7 @@ MAX_ROWS = 4000  # a seeded sample of them beyond: enough for two dozen weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class BoundaryCurves:
+class BoundaryVotes:
     """What boundary heads say about S segments of one recording.
 
     Attributes:
@@ -87,7 +87,7 @@ class EdgeModel:
 
 
 def edge_features(
-    means: CurveMeans, intervals: np.ndarray, label: np.ndarray, level: np.ndarray, boundaries: BoundaryCurves | None
+    means: CurveMeans, intervals: np.ndarray, label: np.ndarray, level: np.ndarray, boundaries: BoundaryVotes | None
 ) -> np.ndarray:
     """Return what is known around the start and the end of each interval, (n, 2, F) float64.
 
@@ -110,7 +110,7 @@ def edge_features(
     return np.stack(sides, axis=1).astype(np.float64)
 
 
-def _boundary_votes(times_s: np.ndarray, side: int, segment_s: float, boundaries: BoundaryCurves) -> np.ndarray:
+def _boundary_votes(times_s: np.ndarray, side: int, segment_s: float, boundaries: BoundaryVotes) -> np.ndarray:
     """Return (n, 2): how much later the boundary heads place the end, segments, and the votes behind that.
 
     Every segment votes for where it places the boundary, by its probability and by how near that is.

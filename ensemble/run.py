@@ -5,7 +5,7 @@ detections.parquet (with a `system` column), scene.parquet, and metrics.json whe
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from joblib import Parallel, delayed
 
+from talstack.ensemble.boundaries import boundary_votes
 from talstack.ensemble.config import EnsembleConfig
 from talstack.ensemble.crossfit import (
     Training,
@@ -116,7 +117,7 @@ def run_ensemble(
     evidence = evidence_of(manifest, heads, scored)
     report("fitting the stacker and the weighted ensemble")
     systems, learned = fit_systems(training, evidence, run / "stack", config=config, jobs=jobs)
-    decoder = Decoder.of(manifest, heads.segment_s, list(training.evidence.index.recordings))
+    decoder = decoder_of(manifest, heads, list(training.evidence.index.recordings), scored)
     report(f"tuning the intervals of {len(systems)} systems")
     problems = _problems(decoder, systems, training, manifest.instances, off_limits)
     tuned = _tune_all(problems, chosen, run / "stack", config=config, jobs=jobs)
@@ -239,6 +240,13 @@ def fit_systems(
             System(str(key), combine(training.evidence.with_models([key])), combine(evidence.with_models([key])))
         )
     return systems, {"penalty": asdict(penalty), "weights": named}
+
+
+def decoder_of(manifest: Manifest, heads: HeadsRun, training: list[str], scored: list[str]) -> Decoder:
+    """Return the decoder that knows the training instances, and what boundary heads say of all recordings."""
+    decoder = Decoder.of(manifest, heads.segment_s, training)
+    index = segment_index(manifest, heads.segment_s, sorted({*training, *scored}))
+    return replace(decoder, boundaries=boundary_votes(heads.table, index, heads.segment_s))
 
 
 def _problems(

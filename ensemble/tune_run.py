@@ -9,9 +9,9 @@ from joblib import Parallel, delayed
 
 from talstack.ensemble.config import EnsembleConfig
 from talstack.ensemble.crossfit import learnable_folds
-from talstack.ensemble.decode import Decoder, DecodeSettings
+from talstack.ensemble.decode import DecodeSettings
 from talstack.ensemble.heads_run import HeadsRun
-from talstack.ensemble.run import ENSEMBLES, evidence_of, fit_systems, recordings_to_score, training_of
+from talstack.ensemble.run import ENSEMBLES, decoder_of, evidence_of, fit_systems, recordings_to_score, training_of
 from talstack.ensemble.tune import Problem, first_settings, nested_average_map, tune
 from talstack.ensemble.tuned_file import save_tuned, tuning_basis
 from talstack.io.errors import InputError
@@ -76,7 +76,7 @@ def tune_run(
     with tempfile.TemporaryDirectory() as folder:  # the models of the last submit stay as they are
         evidence = evidence_of(manifest, heads, scored)
         systems, _ = fit_systems(training, evidence, Path(folder), config=config, jobs=jobs)
-    decoder = Decoder.of(manifest, heads.segment_s, names)
+    decoder = decoder_of(manifest, heads, names, scored)
     groups = dict(zip(names, training.groups.tolist(), strict=True))
     problems = {
         system.name: Problem.of(decoder, system.tuning, manifest.instances, groups, off_limits=off_limits)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-SHARED = ("network", "setting")  # what several of them import
+SHARED = ("network", "setting", "heads_data", "heads_mhad")  # what several of them import
 LOAD_ALL = """
 import importlib.util, sys
 from click.testing import CliRunner

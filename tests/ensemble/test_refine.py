@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from talstack.ensemble.curves import CurveMeans
-from talstack.ensemble.refine import LEAST_ROWS, REACH, BoundaryCurves, EdgeModel, edge_features
+from talstack.ensemble.refine import LEAST_ROWS, REACH, BoundaryVotes, EdgeModel, edge_features
 from talstack.io.grid import SegmentGrid
 
 SEGMENT_S = 1.0
@@ -30,10 +30,10 @@ def rows_of(*, late_s: float, seed: int, heads: bool = False, blur: float = 1.0)
     return np.concatenate(features), np.concatenate(late), np.concatenate(intervals)
 
 
-def boundary_curves(true: np.ndarray, grid: SegmentGrid) -> BoundaryCurves:
+def boundary_curves(true: np.ndarray, grid: SegmentGrid) -> BoundaryVotes:
     offsets = [edge - grid.centres_s for edge in true]
     probs = [np.exp(-0.5 * np.square(offset / 0.7)) for offset in offsets]
-    return BoundaryCurves(probs[0], probs[1], offsets[0], offsets[1])
+    return BoundaryVotes(probs[0], probs[1], offsets[0], offsets[1])
 
 
 def test_systematic_delay_is_undone_on_other_recordings() -> None:
