@@ -35,13 +35,13 @@ def test_extraction_from_a_checkpoint_has_a_fingerprint_of_its_own(toy_data: Pat
 
     weights = str(write_checkpoint(tmp_path / "w.pth", shift=True))
     made = plan(replace(EXTRACT, init_weights=weights))
-    assert made.source.card.shift
+    assert made.sources[0].card.shift
     assert {row.outcome for row in run_items(made.items(made.keys, 1), jobs=1)} == {"done"}
     assert plan(replace(EXTRACT, init_weights=weights)).missing(made.keys) == []
     assert len(plan(EXTRACT).missing(plan(EXTRACT).keys)) == len(made.keys), "random weights are others"
     write_checkpoint(tmp_path / "w.pth", shift=False, seed=1)
     other = plan(replace(EXTRACT, init_weights=weights))
-    assert not other.source.card.shift and len(other.missing(other.keys)) == len(made.keys)
+    assert not other.sources[0].card.shift and len(other.missing(other.keys)) == len(made.keys)
     with pytest.raises(ModelError, match="not weights of resnet18 but of resnet18_narrow"):
         plan(replace(EXTRACT, init_weights=weights, init_arch="resnet18"))
     with pytest.raises(MissingInputError, match="no such checkpoint file"):
