@@ -6,7 +6,7 @@ from dataclasses import replace
 import polars as pl
 import pytest
 
-from talstack.ensemble.config import EnsembleConfig
+from talstack.ensemble.config import COMBINERS, EnsembleConfig
 from talstack.ensemble.run import run_ensemble
 from talstack.ensemble.stack import Stack
 from talstack.ensemble.stacker import Stacker
@@ -17,9 +17,9 @@ from talstack.io.manifest import SCHEMAS, Manifest
 
 QUICK = EnsembleConfig(
     shared_l2=(1.0,), class_l2=(30.0,), weighted_rounds=6, proposals=("class",), smoothing_s=(0.0,), margin=(0.2,),
-    contrast_weight=(1.0,), nms_sigma=(0.5,),
+    contrast_weight=(1.0,), nms_sigma=(0.5,), combiners=(),
 )  # fmt: skip
-SYSTEMS = ["mean", "stack", "vote", "weighted", "weighted_by_class", "weighted_direct"]
+SYSTEMS = ["mean", "stack", "weighted"]
 SINGLES = ["ego/rgb/action-linear", "pano/rgb/action-linear", "third/rgb/action-linear"]
 
 
@@ -62,11 +62,26 @@ def test_tables_hold_what_the_metrics_say(world, write_run) -> None:
     assert sum(json.loads((run / "stack" / "weights.json").read_text()).values()) == pytest.approx(1.0)
 
 
-def test_boosted_stack_is_saved_and_other_combiners_can_be_left_out(world, write_run) -> None:
+def test_further_combiners_are_scored_beside_them(world, write_run) -> None:
     manifest, _ = world
     run = write_run()
-    result = run_ensemble(manifest, run, config=replace(QUICK, stacker="both", gbm_rounds=(20, 40), combiners=()))
-    assert sorted(result.metrics["detections"]) == ["mean", "single", "stack", "weighted"]
+    scores = run_ensemble(manifest, run, config=replace(QUICK, combiners=COMBINERS)).metrics["detections"]
+    assert sorted(scores) == sorted(["single", *SYSTEMS, *COMBINERS])
+    best_single = max(row["average_map"] for row in scores["single"].values())
+    assert all(scores[name]["average_map"] > best_single for name in COMBINERS)
+    weights = json.loads((run / "stack" / "weights_of_combiners.json").read_text())
+    assert sorted(weights) == ["weighted", "weighted_by_class", "weighted_direct"]
+    by_class = weights["weighted_by_class"]
+    for action in manifest.actions:
+        assert sum(by_class[model][action] for model in SINGLES) == pytest.approx(1.0)
+    # only ego sees a jump
+    assert by_class["ego/rgb/action-linear"]["jump"] > weights["weighted_direct"]["ego/rgb/action-linear"]
+
+
+def test_boosted_stack_is_saved_and_a_later_logistic_one_replaces_it(world, write_run) -> None:
+    manifest, _ = world
+    run = write_run()
+    result = run_ensemble(manifest, run, config=replace(QUICK, stacker="both", gbm_rounds=(20, 40)))
     assert result.record["stacker"]["kind"] == "both"
     stack = Stack.load(run / "stack")
     assert stack.boosted is not None
