@@ -117,17 +117,24 @@ def learnable_folds(
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What of the stackers was chosen by log-loss on held-out groups: the penalties, and the number of trees."""
+    """What has the least log-loss on held-out groups.
+
+    Attributes:
+        penalty: of the logistic stacker.
+        num_rounds: trees of the boosted stacker; None where it has no part.
+        share: of the boosted stacker in the probabilities, 0 to 1.
+    """
 
     penalty: Penalty
     num_rounds: int | None = None
+    share: float = 0.0
 
 
 def cross_fit_stacker(training: Training, *, config: EnsembleConfig, jobs: int = 1) -> tuple[Curves, Chosen]:
     """Return the stack's predictions for groups it was not fitted on, and what has the least log-loss there.
 
-    Every group is predicted by stackers fitted on the others. Only the choice among the few penalties and numbers of
-    trees has looked at all groups.
+    Every group is predicted by stackers fitted on the others. Only the choice among a few penalties, numbers of trees
+    and shares has looked at all groups.
     """
     penalties = [Penalty(shared, deviation) for shared in config.shared_l2 for deviation in config.class_l2]
     splits = list(training.splits())
@@ -136,16 +143,21 @@ def cross_fit_stacker(training: Training, *, config: EnsembleConfig, jobs: int =
     )
     held_out = [part for _, part in splits]
     best = _least_loss([[curves.action for curves in logistic] for logistic, _ in parts], held_out)
-    curves = _joined(training, [logistic[best] for logistic, _ in parts])
-    share = SHARES[config.stacker]
-    if not share:
-        return curves, Chosen(penalties[best])
-    best_rounds = _least_loss([boosted for _, boosted in parts], held_out)
-    joined = [
-        replace(logistic[best], action=(1.0 - share) * logistic[best].action + share * boosted[best_rounds])
-        for logistic, boosted in parts
+    chosen = Chosen(penalties[best])
+    logistic = [curves[best] for curves, _ in parts]
+    if config.stacker == "logistic":
+        return _joined(training, logistic), chosen
+    best = _least_loss([boosted for _, boosted in parts], held_out)
+    num_rounds = sorted(config.gbm_rounds)[best]
+    shares = SHARES[config.stacker]
+    mixed = [
+        [(1.0 - share) * curves.action + share * boosted[best] for share in shares]
+        for curves, (_, boosted) in zip(logistic, parts, strict=True)
     ]
-    return _joined(training, joined), Chosen(penalties[best], sorted(config.gbm_rounds)[best_rounds])
+    best = _least_loss(mixed, held_out)
+    joined = [replace(curves, action=actions[best]) for curves, actions in zip(logistic, mixed, strict=True)]
+    chosen = Chosen(chosen.penalty, num_rounds, shares[best]) if shares[best] else chosen
+    return _joined(training, joined), chosen
 
 
 def _least_loss(predictions: Sequence[Sequence[np.ndarray]], held_out: Sequence[Training]) -> int:
@@ -164,13 +176,13 @@ def fit_stacker(training: Training, penalty: Penalty, *, config: EnsembleConfig)
 
 
 def fit_stack(training: Training, chosen: Chosen, *, config: EnsembleConfig) -> Stack:
-    """Return the stackers that the settings ask for, fitted on all of `training`."""
+    """Return the chosen stackers, fitted on all of `training`."""
     rows = _rows(training, config)
     logistic = fit_stackers(rows, penalties=[chosen.penalty])[0]
     if chosen.num_rounds is None:
         return Stack(logistic)
     boosted = fit_boosted(rows, num_rounds=chosen.num_rounds, config=config)
-    return Stack(logistic, boosted, SHARES[config.stacker])
+    return Stack(logistic, boosted, chosen.share)
 
 
 def cross_fit_weighted(
@@ -208,7 +220,7 @@ def _predict_held_out(
     """Return the held-out predictions of every penalty, and those of every number of trees."""
     rows = _rows(fit, config)
     logistic = [stacker.predict(held_out.evidence) for stacker in fit_stackers(rows, penalties=penalties)]
-    if not SHARES[config.stacker]:
+    if config.stacker == "logistic":
         return logistic, []
     rounds = sorted(config.gbm_rounds)
     boosted = fit_boosted(rows, num_rounds=rounds[-1], config=config)

@@ -228,7 +228,7 @@ def _fit_systems(
         )
     return systems, {
         "penalty": asdict(chosen.penalty),
-        "stacker": {"kind": config.stacker, "num_rounds": chosen.num_rounds},
+        "stacker": {"kind": config.stacker, "num_rounds": chosen.num_rounds, "share": chosen.share},
         "weights": named["weighted"],
     }
 

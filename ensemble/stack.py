@@ -1,4 +1,4 @@
-"""What a run stacks with: the logistic stacker, the boosted one, or the mean of the two.
+"""What a run stacks with: the logistic stacker, the boosted one, or a mean of the two, weighted as held out best.
 
 "Any action" always comes from the logistic one: a curve of one class gives trees nothing to share between classes.
 """
@@ -12,7 +12,8 @@ from talstack.ensemble.evidence import Evidence
 from talstack.ensemble.stacker import Stacker
 from talstack.io.files import read_json
 
-SHARES = {"logistic": 0.0, "gbm": 1.0, "both": 0.5}  # of the boosted stacker in the probabilities
+# of the boosted stacker in the probabilities; one of them is chosen on held-out recordings
+SHARES = {"logistic": (0.0,), "gbm": (1.0,), "both": (0.0, 0.25, 0.5, 0.75, 1.0)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

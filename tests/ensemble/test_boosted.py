@@ -8,7 +8,7 @@ import pytest
 
 from talstack.ensemble.boosted import BoostedStacker, fit_boosted, pair_columns
 from talstack.ensemble.config import EnsembleConfig
-from talstack.ensemble.crossfit import Chosen, Training, fit_stack
+from talstack.ensemble.crossfit import Chosen, Training, cross_fit_stacker, fit_stack
 from talstack.ensemble.evidence import Evidence
 from talstack.ensemble.hierarchical import Penalty
 from talstack.ensemble.stack import Stack
@@ -19,7 +19,8 @@ from talstack.io.predictions import ModelKey
 from talstack.io.targets import scene_targets, segment_index, segment_targets
 
 VIEWS = ("ego", "pano", "third")
-CHOSEN = Chosen(Penalty(1.0, 10.0), 100)
+PENALTY = Penalty(1.0, 10.0)
+CHOSEN = {"gbm": Chosen(PENALTY, 100, 1.0), "both": Chosen(PENALTY, 100, 0.5)}
 SLACK = 0.03  # of segment AP, that a stack may lie below the best single view left
 
 
@@ -48,7 +49,7 @@ def scored(world) -> Training:
 
 @pytest.fixture(scope="module")
 def stacks(training) -> dict[str, Stack]:
-    return {kind: fit_stack(training, CHOSEN, config=config_of(kind)) for kind in ("gbm", "both")}
+    return {kind: fit_stack(training, CHOSEN[kind], config=config_of(kind)) for kind in ("gbm", "both")}
 
 
 @pytest.mark.parametrize("kind", ["gbm", "both"])
@@ -84,7 +85,7 @@ def test_hiding_views_in_training_is_what_makes_it_robust(training, scored) -> N
     loss = {}
     for chance in (0.0, 0.25):
         config = replace(config_of("gbm"), view_dropout=chance)
-        curves = fit_stack(training, CHOSEN, config=config).predict(left)
+        curves = fit_stack(training, CHOSEN["gbm"], config=config).predict(left)
         loss[chance] = -negative_log_loss(curves.action, scored.targets)
     assert loss[0.25] < loss[0.0]
 
@@ -103,8 +104,16 @@ def test_both_is_the_mean_of_the_two(stacks, scored) -> None:
     np.testing.assert_array_equal(both.predict(scored.evidence).activity, logistic.activity)
 
 
+def test_the_better_stacker_gets_the_share(training) -> None:
+    one_penalty = replace(config_of("both"), shared_l2=(1.0,), class_l2=(10.0,))
+    folded = replace(training, groups=training.groups % 3)
+    assert cross_fit_stacker(folded, config=replace(one_penalty, gbm_rounds=(1,)))[1] == Chosen(PENALTY)
+    rigid = replace(one_penalty, shared_l2=(1e6,), class_l2=(1e6,), gbm_rounds=(100,))
+    assert cross_fit_stacker(folded, config=rigid)[1] == Chosen(Penalty(1e6, 1e6), 100, 1.0)
+
+
 def test_same_seed_same_trees(training, stacks) -> None:
-    assert fit_stack(training, CHOSEN, config=config_of("gbm")).boosted.text == stacks["gbm"].boosted.text
+    assert fit_stack(training, CHOSEN["gbm"], config=config_of("gbm")).boosted.text == stacks["gbm"].boosted.text
 
 
 def test_order_of_models_does_not_matter(stacks, scored) -> None:

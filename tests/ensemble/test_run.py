@@ -81,8 +81,8 @@ def test_further_combiners_are_scored_beside_them(world, write_run) -> None:
 def test_boosted_stack_is_saved_and_a_later_logistic_one_replaces_it(world, write_run) -> None:
     manifest, _ = world
     run = write_run()
-    result = run_ensemble(manifest, run, config=replace(QUICK, stacker="both", gbm_rounds=(20, 40)))
-    assert result.record["stacker"]["kind"] == "both"
+    result = run_ensemble(manifest, run, config=replace(QUICK, stacker="gbm", gbm_rounds=(20, 40)))
+    assert result.record["stacker"]["kind"] == "gbm"
     stack = Stack.load(run / "stack")
     assert stack.boosted is not None
     assert stack.boosted.num_rounds == result.record["stacker"]["num_rounds"]
