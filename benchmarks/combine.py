@@ -28,7 +28,7 @@ from scipy.special import softmax
 from talstack.ensemble.config import EnsembleConfig
 from talstack.ensemble.crossfit import (
     Training,
-    cross_fit_stacker,
+    cross_fit_stackers,
     cross_fit_weighted,
     fit_stack,
     fit_weights,
@@ -38,6 +38,7 @@ from talstack.ensemble.crossfit import (
 from talstack.ensemble.decode import Curves, Decoder, DecodeSettings
 from talstack.ensemble.evidence import Evidence
 from talstack.ensemble.heads_run import HeadsRun
+from talstack.ensemble.stack import Stack
 from talstack.ensemble.tune import TARGET_TIOU, tune
 from talstack.ensemble.weighted import combine, segment_ap, vote
 from talstack.evaluate.bootstrap import compare_detections, draw_weights
@@ -117,9 +118,8 @@ def held_out_curves(training: Training, config: EnsembleConfig) -> dict[str, Cur
     found |= {"mean": combine(evidence), "vote": vote(evidence)}
     for name in WEIGHTED:
         found[name] = cross_fit_weighted(training, config=config, combiner=name)
-    for name, kind in STACKS.items():
-        found[name], _ = cross_fit_stacker(training, config=replace(config, stacker=kind))  # type: ignore[arg-type]
-    return found
+    stacks = cross_fit_stackers(training, STACKS.values(), config=config)
+    return found | {name: stacks[kind][0] for name, kind in STACKS.items()}
 
 
 def smoothed_labels(curves: Curves, sigma: float) -> np.ndarray:
@@ -215,8 +215,7 @@ def report_frames(folder: Path, dataset: str) -> None:
         rows.append([f"{name} (best single)" if name == best else name, *(f"{100 * v:.1f}" for v in values)])
     header = ["system", *MEASURES, *(f"smooth {name}" for name in MEASURES[1:]), "mAP@.5", "mAP .5:.95"]
     show(f"{dataset}: {len(raw[best])} videos, percent", header, rows)
-    for part in (raw, smooth, found):
-        part["best single"] = part[best]  # type: ignore[index]
+    raw["best single"], smooth["best single"], found["best single"] = raw[best], smooth[best], found[best]
     rows = [
         [f"{a} - {b}", *mean_difference(raw[a], raw[b])[:1], *mean_difference(smooth[a], smooth[b])[1:],
          map_difference(found[a], found[b], instances, PRESETS["anet"])]
@@ -278,10 +277,12 @@ def run_curves(run: Run, config: EnsembleConfig) -> dict[str, tuple[Curves, Curv
         found[name] = cross_fit_weighted(learned, config=config, combiner=name), combine(scored, weights)
     for suffix, change in (("", lambda part: part), (", no scene", without_scene)):
         part, test = change(learned), change(run.scored)
+        stacks = cross_fit_stackers(part, STACKS.values(), config=config)
+        fitted = fit_stack(part, stacks["gbm"][1], config=config)
         for name, kind in STACKS.items():
-            own = replace(config, stacker=kind)  # type: ignore[arg-type]
-            held_out, chosen = cross_fit_stacker(part, config=own)
-            found[name + suffix] = held_out, fit_stack(part, chosen, config=own).predict(test.evidence)
+            held_out, chosen = stacks[kind]
+            own = replace(fitted, share=chosen.share) if chosen.share else Stack(fitted.logistic)
+            found[name + suffix] = held_out, own.predict(test.evidence)
     return found
 
 

@@ -157,7 +157,8 @@ def _sampled_pairs(rows: TrainingRows, seed: int) -> tuple[np.ndarray, np.ndarra
     All pairs that carry the action or that some model thinks of, and a tenth of the others, ten times as heavy: most
     pairs of a segment and 34 actions are beyond doubt.
     """
-    likeliest = np.nanmax(rows.action[0], axis=0, initial=-np.inf)  # (N, C) logits
+    own = rows.action[0]
+    likeliest = np.where(np.isnan(own), -np.inf, own).max(axis=0, initial=-np.inf)  # (N, C) logits
     hard = (rows.targets | (likeliest > logits(np.array(CONTESTED)))).ravel()
     rng = np.random.default_rng(seed)
     taken = np.flatnonzero(hard | (rng.random(hard.size) < EASY_SHARE))

@@ -25,7 +25,7 @@ class EnsembleConfig:
     scene_smoothing: float = setting(200.0, "segments of the overall action frequencies mixed into each scene's")
     max_rows: int = setting(20_000, "training segments of the stacker at most; a seeded sample of them beyond")
     stacker: Literal["logistic", "gbm", "both"] = setting(
-        "logistic",
+        "both",
         "what stacks: a logistic regression, boosted trees, or a mean of the two whose weights are chosen out of fold",
     )
     gbm_rounds: tuple[int, ...] = setting((50, 100, 200), "trees of the boosted stacker")

@@ -19,7 +19,7 @@ from talstack.ensemble.direct import direct_weights
 from talstack.ensemble.evidence import Evidence
 from talstack.ensemble.hierarchical import Penalty
 from talstack.ensemble.stack import SHARES, Stack
-from talstack.ensemble.stacker import Stacker, TrainingRows, fit_stackers
+from talstack.ensemble.stacker import TrainingRows, fit_stackers
 from talstack.ensemble.weighted import combine, greedy_weights, negative_log_loss
 from talstack.io.errors import LeakError
 
@@ -136,28 +136,38 @@ def cross_fit_stacker(training: Training, *, config: EnsembleConfig, jobs: int =
     Every group is predicted by stackers fitted on the others. Only the choice among a few penalties, numbers of trees
     and shares has looked at all groups.
     """
+    return cross_fit_stackers(training, [config.stacker], config=config, jobs=jobs)[config.stacker]
+
+
+def cross_fit_stackers(
+    training: Training, kinds: Collection[str], *, config: EnsembleConfig, jobs: int = 1
+) -> dict[str, tuple[Curves, Chosen]]:
+    """Return what `cross_fit_stacker` does, for several kinds of stack (`SHARES`) made of the same fits."""
     penalties = [Penalty(shared, deviation) for shared in config.shared_l2 for deviation in config.class_l2]
+    with_trees = set(kinds) != {"logistic"}
     splits = list(training.splits())
     parts = Parallel(n_jobs=jobs, prefer="threads")(
-        delayed(_predict_held_out)(fit, held_out, penalties, config) for fit, held_out in splits
+        delayed(_predict_held_out)(fit, held_out, penalties, with_trees, config) for fit, held_out in splits
     )
     held_out = [part for _, part in splits]
     best = _least_loss([[curves.action for curves in logistic] for logistic, _ in parts], held_out)
-    chosen = Chosen(penalties[best])
-    logistic = [curves[best] for curves, _ in parts]
-    if config.stacker == "logistic":
-        return _joined(training, logistic), chosen
-    best = _least_loss([boosted for _, boosted in parts], held_out)
-    num_rounds = sorted(config.gbm_rounds)[best]
-    shares = SHARES[config.stacker]
-    mixed = [
-        [(1.0 - share) * curves.action + share * boosted[best] for share in shares]
-        for curves, (_, boosted) in zip(logistic, parts, strict=True)
-    ]
-    best = _least_loss(mixed, held_out)
-    joined = [replace(curves, action=actions[best]) for curves, actions in zip(logistic, mixed, strict=True)]
-    chosen = Chosen(chosen.penalty, num_rounds, shares[best]) if shares[best] else chosen
-    return _joined(training, joined), chosen
+    penalty, logistic = penalties[best], [curves[best] for curves, _ in parts]
+    num_rounds, boosted = 0, [curves.action for curves in logistic]
+    if with_trees:
+        best = _least_loss([trees for _, trees in parts], held_out)
+        num_rounds, boosted = sorted(config.gbm_rounds)[best], [trees[best] for _, trees in parts]
+    found = {}
+    for kind in kinds:
+        shares = SHARES[kind]
+        mixed = [
+            [(1.0 - share) * curves.action + share * action for share in shares]
+            for curves, action in zip(logistic, boosted, strict=True)
+        ]
+        best = _least_loss(mixed, held_out)
+        joined = [replace(curves, action=actions[best]) for curves, actions in zip(logistic, mixed, strict=True)]
+        chosen = Chosen(penalty, num_rounds, shares[best]) if shares[best] else Chosen(penalty)
+        found[kind] = _joined(training, joined), chosen
+    return found
 
 
 def _least_loss(predictions: Sequence[Sequence[np.ndarray]], held_out: Sequence[Training]) -> int:
@@ -168,11 +178,6 @@ def _least_loss(predictions: Sequence[Sequence[np.ndarray]], held_out: Sequence[
         for i in range(len(predictions[0]))
     ]  # fmt: skip
     return int(np.argmin(losses))
-
-
-def fit_stacker(training: Training, penalty: Penalty, *, config: EnsembleConfig) -> Stacker:
-    """Return the logistic stacker fitted on all of `training`."""
-    return fit_stackers(_rows(training, config), penalties=[penalty])[0]
 
 
 def fit_stack(training: Training, chosen: Chosen, *, config: EnsembleConfig) -> Stack:
@@ -215,12 +220,12 @@ def fit_weights(training: Training, *, config: EnsembleConfig, combiner: str = "
 
 
 def _predict_held_out(
-    fit: Training, held_out: Training, penalties: Sequence[Penalty], config: EnsembleConfig
+    fit: Training, held_out: Training, penalties: Sequence[Penalty], with_trees: bool, config: EnsembleConfig
 ) -> tuple[list[Curves], list[np.ndarray]]:
     """Return the held-out predictions of every penalty, and those of every number of trees."""
     rows = _rows(fit, config)
     logistic = [stacker.predict(held_out.evidence) for stacker in fit_stackers(rows, penalties=penalties)]
-    if config.stacker == "logistic":
+    if not with_trees:
         return logistic, []
     rounds = sorted(config.gbm_rounds)
     boosted = fit_boosted(rows, num_rounds=rounds[-1], config=config)

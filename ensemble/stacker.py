@@ -241,7 +241,7 @@ def fit_stackers(rows: TrainingRows, *, penalties: Sequence[Penalty]) -> list[St
     """Return one logistic stacker per penalty."""
     action_scaling, activity_scaling = Scaling.of(rows.action), Scaling.of(rows.activity)
     action_fits = fit_path(with_prior(action_scaling.apply(rows.action), rows.ratio), rows.targets.T, penalties)
-    any_action = rows.targets.any(axis=1, keepdims=True).T
+    any_action = np.asarray(rows.targets.any(axis=1))[None, :]
     activity_fits = fit_path(activity_scaling.apply(rows.activity), any_action, penalties)
     return [
         Stacker(

@@ -31,6 +31,7 @@ margin = [0.2]
 contrast_weight = [1.0]
 nms_sigma = [0.5]
 combiners = []
+stacker = "logistic"
 """
 
 

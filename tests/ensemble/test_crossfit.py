@@ -22,7 +22,7 @@ from talstack.ensemble.weighted import combine, negative_log_loss
 from talstack.io.errors import LeakError
 from talstack.io.targets import scene_targets, segment_index, segment_targets
 
-CONFIG = EnsembleConfig(shared_l2=(1.0, 1000.0), class_l2=(10.0,), weighted_rounds=5)
+CONFIG = EnsembleConfig(shared_l2=(1.0, 1000.0), class_l2=(10.0,), weighted_rounds=5, stacker="logistic")
 
 
 @pytest.fixture(scope="module")

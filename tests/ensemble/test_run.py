@@ -17,7 +17,7 @@ from talstack.io.manifest import SCHEMAS, Manifest
 
 QUICK = EnsembleConfig(
     shared_l2=(1.0,), class_l2=(30.0,), weighted_rounds=6, proposals=("class",), smoothing_s=(0.0,), margin=(0.2,),
-    contrast_weight=(1.0,), nms_sigma=(0.5,), combiners=(),
+    contrast_weight=(1.0,), nms_sigma=(0.5,), combiners=(), stacker="logistic",
 )  # fmt: skip
 SYSTEMS = ["mean", "stack", "weighted"]
 SINGLES = ["ego/rgb/action-linear", "pano/rgb/action-linear", "third/rgb/action-linear"]
