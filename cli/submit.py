@@ -5,6 +5,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from talstack.ensemble.run import EnsembleResult
     from talstack.io.manifest import Manifest
 
-FORMATS = ("binego360", "activitynet", "csv")
+FORMATS = ("binego360", "activitynet", "csv", "vtt", "eaf", "audacity")
 PACKAGES = ("numpy", "scipy", "polars", "scikit-learn", "lightgbm", "torch", "torchvision", "h5py", "av", "decord2")
 
 
@@ -27,15 +28,26 @@ PACKAGES = ("numpy", "scipy", "polars", "scikit-learn", "lightgbm", "torch", "to
 @click.option("--run", required=True, type=click.Path(path_type=Path), help="Folder that `talstack heads` wrote.")
 @click.option("--split", default="test", show_default=True, help="Recordings to predict: train, val or test.")
 @click.option("--format", "format_", type=click.Choice(FORMATS), default="binego360", show_default=True)
-@click.option("--system", default="stack", show_default=True, help="stack, weighted, mean or view/modality/head.")
+@click.option(
+    "--system",
+    default="stack",
+    show_default=True,
+    help="stack, mean, weighted, another combiner or view/modality/head.",
+)
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file; see `talstack init`.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The submission file.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The submission file; a folder for vtt, eaf, audacity.",
+)
+@click.option("--min-score", type=float, default=0.0, help="vtt, eaf, audacity: leave out detections below.")
 @jobs_option("Threads")
 @click.option("--allow-seen", is_flag=True, help="Score recordings that the backbone was fine-tuned on (optimistic).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def command(  # noqa: PLR0913 - one parameter per option
     data: Path, store: Path | None, run: Path, split: str, format_: str, system: str, config_file: Path | None,
-    out: Path, jobs: int, allow_seen: bool, as_json: bool,
+    out: Path, min_score: float, jobs: int, allow_seen: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Turn the heads' predictions into intervals and write the submission of one split of DATA.
 
@@ -43,7 +55,8 @@ def command(  # noqa: PLR0913 - one parameter per option
     seen, tunes the intervals there, and predicts the split. Where the split has annotations, every single model,
     the mean, the weighted ensemble and the stack are scored. Writes OUT, and into the run's folder
     detections.parquet, detections.json (ActivityNet), scene.parquet, metrics.json and provenance.json; with
-    --format binego360 also scene_submission.csv. Does nothing where all of it is there already.
+    --format binego360 also scene_submission.csv. vtt (WebVTT chapters), eaf (ELAN) and audacity (label track) are
+    for people who look: OUT is a folder with one file per recording. Does nothing where all of it is there already.
     """
     from rich.console import Console
 
@@ -61,7 +74,9 @@ def command(  # noqa: PLR0913 - one parameter per option
             manifest, run, config=config.ensemble, split=split, jobs=jobs, allow_seen=allow_seen,
             report=status.update,
         )  # fmt: skip
-    written, kept = write_files(manifest, run, split=split, format_=format_, system=system, out=out)
+    written, kept = write_files(
+        manifest, run, split=split, format_=format_, system=system, out=out, min_score=min_score
+    )
     if not result.cached:
         if config_file is not None or not (run / "config.toml").exists():
             config.save_resolved(run)
@@ -100,14 +115,15 @@ def check_store(manifest: "Manifest", store: Path, run: Path) -> None:
 
 
 def write_files(
-    manifest: "Manifest", run: Path, *, split: str, format_: str, system: str, out: Path
+    manifest: "Manifest", run: Path, *, split: str, format_: str, system: str, out: Path, min_score: float
 ) -> tuple[list[Path], list[Path]]:
     """Write the submission files of one system; return those that are new or changed, and those left as they are."""
     import polars as pl
 
-    from talstack.ensemble.submission import write_scene_submission, write_submission
+    from talstack.ensemble.submission import LABEL_FORMATS, label_files, write_scene_submission, write_submission
     from talstack.io.detections import DETECTION_SCHEMA
     from talstack.io.errors import InputError
+    from talstack.io.files import write_text
 
     table = pl.read_parquet(run / "detections.parquet")
     systems = table["system"].unique().sort().to_list()
@@ -118,7 +134,12 @@ def write_files(
     def submission(format_name: str) -> Callable[[Path], None]:
         return lambda path: write_submission(detections, manifest, split=split, format=format_name, out=path)
 
-    files = {out: submission(format_), run / "detections.json": submission("activitynet")}
+    files = {run / "detections.json": submission("activitynet")}
+    if format_ in LABEL_FORMATS:
+        texts = label_files(detections, manifest, split=split, format=format_, out=out, min_score=min_score)
+        files |= {path: partial(write_text, text=text) for path, text in texts.items()}
+    else:
+        files = {out: submission(format_), **files}
     if format_ == "binego360" and manifest.scenes:
         probs: pl.DataFrame = pl.read_parquet(run / "scene.parquet")
         files[run / "scene_submission.csv"] = lambda path: write_scene_submission(
@@ -188,7 +209,8 @@ def print_table(result: "EnsembleResult") -> None:
         title = f"mAP in percent by tIoU, {metrics['num_recordings']} recordings of split {metrics['split']}"
         table = Table(*("system", *thresholds, "average", "0.5:0.95"), title=title)
         best = list(single)[-1]
-        for name, row in {**single, **{n: scores[n] for n in ("mean", "weighted", "stack")}}.items():
+        combined = {name: scores[name] for name in sorted(set(scores) - {"single", "stack"})}
+        for name, row in {**single, **combined, "stack": scores["stack"]}.items():
             values = [*row["map"].values(), row["average_map"], row["average_map_0.50_0.95"]]
             label = f"{name} (best single)" if name == best else name
             table.add_row(label, *(f"{100 * v:.1f}" for v in values), end_section=name == best)

@@ -10,6 +10,7 @@ LISTS = (
     "neighbours_s", "shared_l2", "class_l2", "score", "refine", "proposals", "hmm", "smoothing_s", "smoothing_power",
     "gap_s", "margin", "contrast_weight", "nms_sigma",
 )  # fmt: skip
+COMBINERS = ("weighted_direct", "weighted_by_class", "vote")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,19 @@ class EnsembleConfig:
     view_dropout: float = setting(0.25, "chance that a view is hidden in the stacker's augmented training rows")
     scene_smoothing: float = setting(200.0, "segments of the overall action frequencies mixed into each scene's")
     max_rows: int = setting(20_000, "training segments of the stacker at most; a seeded sample of them beyond")
+    stacker: Literal["logistic", "gbm", "both"] = setting(
+        "both",
+        "what stacks: a logistic regression, boosted trees, or a mean of the two whose weights are chosen out of fold",
+    )
+    gbm_rounds: tuple[int, ...] = setting((50, 100, 200), "trees of the boosted stacker")
+    gbm_leaves: int = setting(6, "leaves of a tree of the boosted stacker")
+    gbm_min_leaf: int = setting(200, "rows (segment, action) in a leaf at least")
+    gbm_l2: float = setting(20.0, "penalty on the leaves of the boosted stacker")
+    combiners: tuple[str, ...] = setting(COMBINERS, "combiners that are scored beside mean, weighted and stack")
+    weighted_bags: int = setting(0, "random halves of the models among which weights are selected and averaged; 0: all")
+    weighted_pull: float = setting(
+        10.0, "pull of directly found weights towards equal ones, in segments with an action"
+    )
     weighted_rounds: int = setting(40, "rounds of the weighted ensemble's greedy selection")
     weighted_metric: Literal["ap", "log_loss"] = setting("ap", "what the weighted ensemble maximises over segments")
     score: tuple[str, ...] = setting(
@@ -53,6 +67,13 @@ class EnsembleConfig:
     seed: int = setting(0, "seed of the view dropout and of row sampling")
 
     def __post_init__(self) -> None:
+        unknown = sorted(set(self.combiners) - set(COMBINERS))
+        if unknown:
+            raise ConfigError(f"ensemble.combiners: expected some of {', '.join(COMBINERS)}, got {unknown[0]!r}")
+        if not self.gbm_rounds or min(self.gbm_rounds) < 1:
+            raise ConfigError(f"ensemble.gbm_rounds: expected at least one number of trees >= 1, got {self.gbm_rounds}")
+        if self.weighted_pull < 0:
+            raise ConfigError(f"ensemble.weighted_pull: expected >= 0, got {self.weighted_pull}")
         for name in LISTS:
             if not getattr(self, name):
                 raise ConfigError(f"ensemble.{name}: expected at least one value, got none")

@@ -6,17 +6,20 @@ recording in question: group by group of recordings, the folds of the heads.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 from joblib import Parallel, delayed
 
+from talstack.ensemble.boosted import fit_boosted
 from talstack.ensemble.config import EnsembleConfig
 from talstack.ensemble.curves import Curves
+from talstack.ensemble.direct import direct_weights
 from talstack.ensemble.evidence import Evidence
 from talstack.ensemble.hierarchical import Penalty
-from talstack.ensemble.stacker import Stacker, fit_stackers
+from talstack.ensemble.stack import SHARES, Stack
+from talstack.ensemble.stacker import TrainingRows, fit_stackers
 from talstack.ensemble.weighted import combine, greedy_weights, negative_log_loss
 from talstack.io.errors import LeakError
 
@@ -112,61 +115,132 @@ def learnable_folds(
     return left
 
 
-def cross_fit_stacker(training: Training, *, config: EnsembleConfig, jobs: int = 1) -> tuple[Curves, Penalty]:
-    """Return the stacker's predictions for groups it was not fitted on, and the penalty with the least log-loss.
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What has the least log-loss on held-out groups.
 
-    Every group is predicted by a stacker fitted on the others. Only the choice among the few penalties has looked
-    at all groups.
+    Attributes:
+        penalty: of the logistic stacker.
+        num_rounds: trees of the boosted stacker; None where it has no part.
+        share: of the boosted stacker in the probabilities, 0 to 1.
     """
+
+    penalty: Penalty
+    num_rounds: int | None = None
+    share: float = 0.0
+
+
+def cross_fit_stacker(training: Training, *, config: EnsembleConfig, jobs: int = 1) -> tuple[Curves, Chosen]:
+    """Return the stack's predictions for groups it was not fitted on, and what has the least log-loss there.
+
+    Every group is predicted by stackers fitted on the others. Only the choice among a few penalties, numbers of trees
+    and shares has looked at all groups.
+    """
+    return cross_fit_stackers(training, [config.stacker], config=config, jobs=jobs)[config.stacker]
+
+
+def cross_fit_stackers(
+    training: Training, kinds: Collection[str], *, config: EnsembleConfig, jobs: int = 1
+) -> dict[str, tuple[Curves, Chosen]]:
+    """Return what `cross_fit_stacker` does, for several kinds of stack (`SHARES`) made of the same fits."""
     penalties = [Penalty(shared, deviation) for shared in config.shared_l2 for deviation in config.class_l2]
+    with_trees = set(kinds) != {"logistic"}
     splits = list(training.splits())
     parts = Parallel(n_jobs=jobs, prefer="threads")(
-        delayed(_predict_held_out)(fit, held_out, penalties, config) for fit, held_out in splits
+        delayed(_predict_held_out)(fit, held_out, penalties, with_trees, config) for fit, held_out in splits
     )
+    held_out = [part for _, part in splits]
+    best = _least_loss([[curves.action for curves in logistic] for logistic, _ in parts], held_out)
+    penalty, logistic = penalties[best], [curves[best] for curves, _ in parts]
+    num_rounds, boosted = 0, [curves.action for curves in logistic]
+    if with_trees:
+        best = _least_loss([trees for _, trees in parts], held_out)
+        num_rounds, boosted = sorted(config.gbm_rounds)[best], [trees[best] for _, trees in parts]
+    found = {}
+    for kind in kinds:
+        shares = SHARES[kind]
+        mixed = [
+            [(1.0 - share) * curves.action + share * action for share in shares]
+            for curves, action in zip(logistic, boosted, strict=True)
+        ]
+        best = _least_loss(mixed, held_out)
+        joined = [replace(curves, action=actions[best]) for curves, actions in zip(logistic, mixed, strict=True)]
+        chosen = Chosen(penalty, num_rounds, shares[best]) if shares[best] else Chosen(penalty)
+        found[kind] = _joined(training, joined), chosen
+    return found
+
+
+def _least_loss(predictions: Sequence[Sequence[np.ndarray]], held_out: Sequence[Training]) -> int:
+    """Return the candidate with the least log-loss over all held-out groups; predictions[group][candidate]."""
     losses = [
-        sum(len(held_out.targets) * -negative_log_loss(part[i].action, held_out.targets) for (_, held_out), part in
-            zip(splits, parts, strict=True))
-        for i in range(len(penalties))
+        sum(len(part.targets) * -negative_log_loss(probs[i], part.targets) for probs, part in
+            zip(predictions, held_out, strict=True))
+        for i in range(len(predictions[0]))
     ]  # fmt: skip
-    best = int(np.argmin(losses))
-    return _joined(training, [part[best] for part in parts]), penalties[best]
+    return int(np.argmin(losses))
 
 
-def fit_stacker(training: Training, penalty: Penalty, *, config: EnsembleConfig) -> Stacker:
-    """Return the stacker fitted on all of `training`."""
-    return _fit_path(training, [penalty], config)[0]
+def fit_stack(training: Training, chosen: Chosen, *, config: EnsembleConfig) -> Stack:
+    """Return the chosen stackers, fitted on all of `training`."""
+    rows = _rows(training, config)
+    logistic = fit_stackers(rows, penalties=[chosen.penalty])[0]
+    if chosen.num_rounds is None:
+        return Stack(logistic)
+    boosted = fit_boosted(rows, num_rounds=chosen.num_rounds, config=config)
+    return Stack(logistic, boosted, chosen.share)
 
 
-def cross_fit_weighted(training: Training, *, config: EnsembleConfig, jobs: int = 1) -> Curves:
-    """Return the weighted ensemble's predictions for groups that its weights were not found on."""
+def cross_fit_weighted(
+    training: Training, *, config: EnsembleConfig, combiner: str = "weighted", jobs: int = 1
+) -> Curves:
+    """Return a weighted combiner's predictions for groups that its weights were not found on."""
     parts = Parallel(n_jobs=jobs, prefer="threads")(
-        delayed(_weigh_held_out)(fit, held_out, config) for fit, held_out in training.splits()
+        delayed(_weigh_held_out)(fit, held_out, config, combiner) for fit, held_out in training.splits()
     )
     return _joined(training, parts)
 
 
-def fit_weights(training: Training, *, config: EnsembleConfig) -> np.ndarray:
-    """Return the weights found on all of `training`, (M,) float64."""
-    return greedy_weights(
-        training.evidence, training.targets, rounds=config.weighted_rounds, metric=config.weighted_metric
-    )
+def fit_weights(training: Training, *, config: EnsembleConfig, combiner: str = "weighted") -> np.ndarray:
+    """Return the weights found on all of `training`, (M,) float64, or (M, C) by class.
+
+    Args:
+        combiner: weighted (greedy selection), weighted_direct (least log-loss) or weighted_by_class.
+    """
+    if combiner == "weighted":
+        return greedy_weights(
+            training.evidence,
+            training.targets,
+            rounds=config.weighted_rounds,
+            metric=config.weighted_metric,
+            bags=config.weighted_bags,
+            seed=config.seed,
+        )
+    by_class = combiner == "weighted_by_class"
+    return direct_weights(training.evidence, training.targets, pull=config.weighted_pull, by_class=by_class)
 
 
 def _predict_held_out(
-    fit: Training, held_out: Training, penalties: Sequence[Penalty], config: EnsembleConfig
-) -> list[Curves]:
-    return [stacker.predict(held_out.evidence) for stacker in _fit_path(fit, penalties, config)]
+    fit: Training, held_out: Training, penalties: Sequence[Penalty], with_trees: bool, config: EnsembleConfig
+) -> tuple[list[Curves], list[np.ndarray]]:
+    """Return the held-out predictions of every penalty, and those of every number of trees."""
+    rows = _rows(fit, config)
+    logistic = [stacker.predict(held_out.evidence) for stacker in fit_stackers(rows, penalties=penalties)]
+    if not with_trees:
+        return logistic, []
+    rounds = sorted(config.gbm_rounds)
+    boosted = fit_boosted(rows, num_rounds=rounds[-1], config=config)
+    return logistic, boosted.predict_path(held_out.evidence, rounds)
 
 
-def _fit_path(fit: Training, penalties: Sequence[Penalty], config: EnsembleConfig) -> list[Stacker]:
-    neighbours = config.neighbours(fit.segment_s)
-    return fit_stackers(
-        fit.evidence, fit.targets, fit.scene_ids, penalties=penalties, neighbours=neighbours, config=config
+def _rows(training: Training, config: EnsembleConfig) -> TrainingRows:
+    neighbours = config.neighbours(training.segment_s)
+    return TrainingRows.of(
+        training.evidence, training.targets, training.scene_ids, neighbours=neighbours, config=config
     )
 
 
-def _weigh_held_out(fit: Training, held_out: Training, config: EnsembleConfig) -> Curves:
-    return combine(held_out.evidence, fit_weights(fit, config=config))
+def _weigh_held_out(fit: Training, held_out: Training, config: EnsembleConfig, combiner: str) -> Curves:
+    return combine(held_out.evidence, fit_weights(fit, config=config, combiner=combiner))
 
 
 def _joined(training: Training, parts: Sequence[Curves]) -> Curves:

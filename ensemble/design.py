@@ -106,6 +106,10 @@ class Scaling:
         std = np.sqrt(np.square(centred).sum(axis=(2, 3), dtype=np.float64) / count)
         return cls(mean.astype(np.float32), np.where(std > 1e-6, std, 1.0).astype(np.float32))
 
+    def standardise(self, features: np.ndarray) -> np.ndarray:
+        """Return (K, M, N, C) features with mean 0 and deviation 1 by kind and model; NaN stays."""
+        return np.asarray((features - self.mean[..., None, None]) / self.std[..., None, None], dtype=np.float32)
+
     def apply(self, features: np.ndarray) -> np.ndarray:
         """Return the standardised features, (C, N, K * M + M) float32: missing ones filled, indicators last.
 
@@ -113,7 +117,7 @@ class Scaling:
         where none is present. The M indicators are 1 where a model is missing, 0 where it is present.
         """
         num_kinds, num_models, num_rows, num_classes = features.shape
-        scaled = (features - self.mean[..., None, None]) / self.std[..., None, None]
+        scaled = self.standardise(features)
         missing = np.isnan(scaled)
         if missing.any():
             filled = np.where(missing, 0.0, scaled)

@@ -14,12 +14,12 @@ import polars as pl
 from joblib import Parallel, delayed
 
 from talstack.ensemble.boundaries import boundary_votes
-from talstack.ensemble.config import EnsembleConfig
+from talstack.ensemble.config import COMBINERS, EnsembleConfig
 from talstack.ensemble.crossfit import (
     Training,
     cross_fit_stacker,
     cross_fit_weighted,
-    fit_stacker,
+    fit_stack,
     fit_weights,
     learnable_folds,
     refuse_leaks,
@@ -31,7 +31,7 @@ from talstack.ensemble.heads_run import HeadsRun
 from talstack.ensemble.tune import TARGET_TIOU, Problem, Tuned, average_map, tune, tuned_with
 from talstack.ensemble.tuned_file import NAME as TUNED_FILE
 from talstack.ensemble.tuned_file import load_tuned, stale_warnings, tuning_basis
-from talstack.ensemble.weighted import combine
+from talstack.ensemble.weighted import combine, vote
 from talstack.evaluate.map import PRESETS
 from talstack.evaluate.scene import evaluate_scenes
 from talstack.io.config import to_dict
@@ -42,7 +42,7 @@ from talstack.io.manifest import SPLITS, Manifest
 from talstack.io.targets import scene_targets, segment_index, segment_targets
 
 FORMAT_VERSION = 2
-ENSEMBLES = ("stack", "weighted", "mean")
+ENSEMBLES = ("stack", "weighted", "mean", *COMBINERS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -222,24 +222,43 @@ def fit_systems(
     training: Training, evidence: Evidence, folder: Path, *, config: EnsembleConfig, jobs: int
 ) -> tuple[list[System], dict[str, Any]]:
     """Return all systems, stack first, and what was learned; the models are saved into the folder."""
-    held_out, penalty = cross_fit_stacker(training, config=config, jobs=jobs)
-    stacker = fit_stacker(training, penalty, config=config)
-    stacker.save(folder)
-    weights = fit_weights(training, config=config)
-    named = {str(key): float(weight) for key, weight in zip(training.evidence.models, weights, strict=True)}
-    write_json(folder / "weights.json", named)
+    held_out, chosen = cross_fit_stacker(training, config=config, jobs=jobs)
+    stack = fit_stack(training, chosen, config=config)
+    stack.save(folder)
     models = training.evidence.models
     evidence = evidence.with_models(models)
     systems = [
-        System("stack", held_out, stacker.predict(evidence)),
-        System("weighted", cross_fit_weighted(training, config=config, jobs=jobs), combine(evidence, weights)),
+        System("stack", held_out, stack.predict(evidence)),
         System("mean", combine(training.evidence), combine(evidence)),
     ]
+    weights = {}
+    for name in ("weighted", *config.combiners):
+        if name == "vote":
+            systems.append(System(name, vote(training.evidence), vote(evidence)))
+            continue
+        weights[name] = fit_weights(training, config=config, combiner=name)
+        held_out = cross_fit_weighted(training, config=config, combiner=name, jobs=jobs)
+        systems.append(System(name, held_out, combine(evidence, weights[name])))
+    named = {name: _named_weights(training.evidence, values) for name, values in weights.items()}
+    write_json(folder / "weights.json", named["weighted"])
+    write_json(folder / "weights_of_combiners.json", named)
     for key in models:
         systems.append(
             System(str(key), combine(training.evidence.with_models([key])), combine(evidence.with_models([key])))
         )
-    return systems, {"penalty": asdict(penalty), "weights": named}
+    return systems, {
+        "penalty": asdict(chosen.penalty),
+        "stacker": {"kind": config.stacker, "num_rounds": chosen.num_rounds, "share": chosen.share},
+        "weights": named["weighted"],
+    }
+
+
+def _named_weights(evidence: Evidence, weights: np.ndarray) -> dict[str, Any]:
+    """Return {model: weight}, or {model: {action: weight}}."""
+    rows = zip(evidence.models, weights, strict=True)
+    if weights.ndim == 1:
+        return {str(key): float(weight) for key, weight in rows}
+    return {str(key): dict(zip(evidence.actions, by_class.tolist(), strict=True)) for key, by_class in rows}
 
 
 def decoder_of(manifest: Manifest, heads: HeadsRun, training: list[str], scored: list[str]) -> Decoder:
@@ -339,7 +358,7 @@ def _metrics(
     if instances.height:
         scores = {name: _detection_scores(table, instances) for name, table in detections.items()}
         singles = {name: score for name, score in scores.items() if name not in ENSEMBLES}
-        metrics["detections"] = {**{name: scores[name] for name in ENSEMBLES}, "single": singles}
+        metrics["detections"] = {**{name: scores[name] for name in ENSEMBLES if name in scores}, "single": singles}
     if truth.height:
         result = evaluate_scenes(scenes, truth, scenes=manifest.scenes)
         metrics["scene"] = {"top1": result.top1, "num_recordings": result.num_recordings}

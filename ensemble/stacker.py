@@ -98,11 +98,7 @@ class Stacker:
         Raises:
             ModelError: the evidence has other actions or scenes.
         """
-        if (evidence.actions, evidence.scenes) != (self.actions, self.scenes):
-            raise ModelError(
-                f"stacker was fitted for {len(self.actions)} actions and {len(self.scenes)} scenes, the evidence has "
-                f"{len(evidence.actions)} and {len(evidence.scenes)} or others of that number; fit it again"
-            )
+        check_classes(evidence, self.actions, self.scenes)
         evidence = evidence.with_models(self.models)
         ratio = self.prior.log_ratio(evidence.scene_probs)
         action, activity = [], []
@@ -115,8 +111,8 @@ class Stacker:
             activity.append(mean_of(np.stack([stacked[:, 0], mean_of(any_probs, fallback=stacked[:, 0])])))
         return Curves(evidence.index, np.concatenate(action), np.concatenate(activity))
 
-    def save(self, folder: Path) -> None:
-        """Write stacker.safetensors and stacker.json; the JSON comes last."""
+    def save(self, folder: Path, *, share: float = 0.0) -> None:
+        """Write stacker.safetensors and stacker.json; the JSON comes last and names the boosted stacker's share."""
         with atomic_path(folder / "stacker.safetensors") as temporary:
             save_file({name: np.ascontiguousarray(array) for name, array in self._arrays().items()}, temporary)
         write_json(
@@ -128,6 +124,7 @@ class Stacker:
                 "scenes": list(self.scenes),
                 "neighbours": list(self.neighbours),
                 "penalty": {"shared": self.penalty.shared, "deviation": self.penalty.deviation},
+                "boosted_share": share,
             },
         )
 
@@ -180,43 +177,79 @@ def with_prior(features: np.ndarray, ratio: np.ndarray) -> np.ndarray:
     return np.concatenate([features, column], axis=2, dtype=np.float32)
 
 
-def fit_stackers(
-    evidence: Evidence,
-    targets: np.ndarray,
-    scene_ids: np.ndarray,
-    *,
-    penalties: Sequence[Penalty],
-    neighbours: tuple[int, ...],
-    config: EnsembleConfig,
-) -> list[Stacker]:
-    """Return one stacker per penalty, fitted on all segments of `evidence`.
+def check_classes(evidence: Evidence, actions: tuple[str, ...], scenes: tuple[str, ...]) -> None:
+    """Raise ModelError where the evidence has other actions or scenes than a stacker was fitted for."""
+    if (evidence.actions, evidence.scenes) != (actions, scenes):
+        raise ModelError(
+            f"stacker was fitted for {len(actions)} actions and {len(scenes)} scenes, the evidence has "
+            f"{len(evidence.actions)} and {len(evidence.scenes)} or others of that number; fit it again"
+        )
 
-    Args:
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingRows:
+    """What a stacker is fitted on: sampled segments as they are, then the same with random views hidden.
+
+    Attributes:
+        evidence: of the models that predict anything here.
+        neighbours: reaches of the windows, segments.
+        prior: frequencies of actions by scene.
+        action, activity: (K, M, N, C) and (2, M, N, 1) features, see `talstack.ensemble.design`; NaN where missing.
+        ratio: (N, C) log-ratio of each action's frequency in the probable scenes.
         targets: (N, C) bool.
-        scene_ids: (R,) int, -1 where the scene is unknown.
-        neighbours: ascending reaches of the windows, segments.
     """
-    models = [key for key, present in zip(evidence.models, evidence.present, strict=True) if present.any()]
-    evidence = evidence.with_models(models)
-    prior = ScenePrior.of(evidence, targets, scene_ids, config.scene_smoothing)
-    ratio = prior.log_ratio(evidence.scene_probs)[evidence.segment_recordings()]
-    rng = np.random.default_rng(config.seed)
-    rows = sampled_rows(len(targets), config.max_rows, rng)
-    hidden = hidden_views(evidence.models, evidence.present[:, rows], chance=config.view_dropout, rng=rng)
-    action = _with_hidden(_features(evidence, neighbours, action_features)[:, :, rows], hidden)
-    activity = _with_hidden(_features(evidence, neighbours, activity_features)[:, :, rows], hidden)
-    rows = np.tile(rows, action.shape[2] // len(rows))
-    action_scaling, activity_scaling = Scaling.of(action), Scaling.of(activity)
-    action_fits = fit_path(with_prior(action_scaling.apply(action), ratio[rows]), targets[rows].T, penalties)
-    any_action = targets[rows].any(axis=1)[None, :]
-    activity_fits = fit_path(activity_scaling.apply(activity), any_action, penalties)
+
+    evidence: Evidence
+    neighbours: tuple[int, ...]
+    prior: ScenePrior
+    action: np.ndarray
+    activity: np.ndarray
+    ratio: np.ndarray
+    targets: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        evidence: Evidence,
+        targets: np.ndarray,
+        scene_ids: np.ndarray,
+        *,
+        neighbours: tuple[int, ...],
+        config: EnsembleConfig,
+    ) -> "TrainingRows":
+        """Return the rows of all segments of `evidence`, or of a seeded sample of `config.max_rows`.
+
+        Args:
+            targets: (N, C) bool.
+            scene_ids: (R,) int, -1 where the scene is unknown.
+            neighbours: ascending reaches of the windows, segments.
+        """
+        models = [key for key, present in zip(evidence.models, evidence.present, strict=True) if present.any()]
+        evidence = evidence.with_models(models)
+        prior = ScenePrior.of(evidence, targets, scene_ids, config.scene_smoothing)
+        ratio = prior.log_ratio(evidence.scene_probs)[evidence.segment_recordings()]
+        rng = np.random.default_rng(config.seed)
+        rows = sampled_rows(len(targets), config.max_rows, rng)
+        hidden = hidden_views(evidence.models, evidence.present[:, rows], chance=config.view_dropout, rng=rng)
+        action = _with_hidden(_features(evidence, neighbours, action_features)[:, :, rows], hidden)
+        activity = _with_hidden(_features(evidence, neighbours, activity_features)[:, :, rows], hidden)
+        rows = np.tile(rows, action.shape[2] // len(rows))
+        return cls(evidence, neighbours, prior, action, activity, ratio[rows], targets[rows])
+
+
+def fit_stackers(rows: TrainingRows, *, penalties: Sequence[Penalty]) -> list[Stacker]:
+    """Return one logistic stacker per penalty."""
+    action_scaling, activity_scaling = Scaling.of(rows.action), Scaling.of(rows.activity)
+    action_fits = fit_path(with_prior(action_scaling.apply(rows.action), rows.ratio), rows.targets.T, penalties)
+    any_action = np.asarray(rows.targets.any(axis=1))[None, :]
+    activity_fits = fit_path(activity_scaling.apply(rows.activity), any_action, penalties)
     return [
         Stacker(
-            models=evidence.models,
-            actions=evidence.actions,
-            scenes=evidence.scenes,
-            neighbours=neighbours,
-            prior=prior,
+            models=rows.evidence.models,
+            actions=rows.evidence.actions,
+            scenes=rows.evidence.scenes,
+            neighbours=rows.neighbours,
+            prior=rows.prior,
             action_scaling=action_scaling,
             activity_scaling=activity_scaling,
             action_weights=action_weights,

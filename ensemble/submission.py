@@ -1,7 +1,8 @@
 """Submission files: detections as competition CSV, ActivityNet JSON or plain CSV, and the scene track's CSV.
 
 Every file covers exactly the recordings of one split, in sorted order, those without a detection too where the
-format can say so. `talstack.io.detections.read_predictions` reads all of the detection formats back.
+format can say so. `talstack.io.detections.read_predictions` reads all of the `FORMATS` back. The `LABEL_FORMATS` are
+for people who look at one recording: a file for each, in a folder.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,9 +14,11 @@ from talstack.io.bins import BIN_S, bin_detections, bin_of, format_prediction, n
 from talstack.io.detections import sort_detections, validate_detections, write_activitynet, write_csv, write_parquet
 from talstack.io.errors import InputError
 from talstack.io.files import atomic_path
+from talstack.io.label_files import SUFFIXES, audacity_text, eaf_text, file_name, vtt_text
 from talstack.io.manifest import Manifest
 
 FORMATS = ("binego360", "activitynet", "csv", "parquet")
+LABEL_FORMATS = tuple(SUFFIXES)
 SUM_SLACK = 1e-6  # float32 probabilities sum to 1 within this
 
 
@@ -36,10 +39,7 @@ def write_submission(detections: pl.DataFrame, manifest: Manifest, *, split: str
     """
     if format not in FORMATS:
         raise InputError(f"submission format {format!r}; expected one of {', '.join(FORMATS)}")
-    recordings = _recordings_of(manifest, split)
-    detections = validate_detections(detections, where="submission")
-    _check_against(detections, manifest)
-    detections = detections.filter(pl.col("recording").is_in(recordings))
+    recordings, detections = _of_split(detections, manifest, split)
     if format in ("binego360", "csv"):
         _check_names([*recordings, *(detections["label"].unique().sort() if format == "csv" else ())])
     if format == "binego360":
@@ -50,6 +50,56 @@ def write_submission(detections: pl.DataFrame, manifest: Manifest, *, split: str
         write_csv(detections, out)
     else:
         write_parquet(detections, out)
+
+
+def label_files(
+    detections: pl.DataFrame, manifest: Manifest, *, split: str, format: str, out: Path, min_score: float = 0.0
+) -> dict[Path, str]:
+    """Return {file: text} of one split's recordings in a format for people who look.
+
+    Args:
+        detections, manifest, split: as of `write_submission`.
+        format: one of `LABEL_FORMATS`.
+        out: the folder, which gets a file per recording; of a single recording also the file itself, if it has the
+            format's suffix.
+        min_score: detections below are left out.
+
+    Raises:
+        InputError: as `write_submission`; or `out` is a file's name and there are several recordings.
+    """
+    if format not in LABEL_FORMATS:
+        raise InputError(f"label format {format!r}; expected one of {', '.join(LABEL_FORMATS)}")
+    recordings, detections = _of_split(detections, manifest, split)
+    is_file = out.suffix.lower() == SUFFIXES[format] and not out.is_dir()
+    if (is_file and len(recordings) > 1) or out.is_file() > is_file:
+        raise InputError(
+            f"{out}: {format} writes one file per recording, {len(recordings)} for split {split!r}; name a folder"
+        )
+    detections = detections.filter(pl.col("score") >= min_score)
+    files = {}
+    for recording in recordings:
+        path = out if is_file else out / file_name(recording, format)
+        rows = detections.filter(pl.col("recording") == recording)
+        if format == "eaf":
+            files[path] = eaf_text(rows, _placed_clips(manifest, recording), folder=path.parent)
+        else:
+            files[path] = vtt_text(rows) if format == "vtt" else audacity_text(rows)
+    return files
+
+
+def _placed_clips(manifest: Manifest, recording: str) -> list[tuple[Path, float]]:
+    """Return the media files of a recording that have a place on its clock, and that place, seconds."""
+    clips = manifest.clips.filter((pl.col("recording") == recording) & pl.col("offset_s").is_not_null())
+    rows = clips.sort("view", "offset_s", "clip").select("path", "offset_s").unique(maintain_order=True).iter_rows()
+    return [(manifest.media_path(path), offset_s) for path, offset_s in rows]
+
+
+def _of_split(detections: pl.DataFrame, manifest: Manifest, split: str) -> tuple[list[str], pl.DataFrame]:
+    """Return the split's recordings, sorted, and the checked detections on them."""
+    recordings = _recordings_of(manifest, split)
+    detections = validate_detections(detections, where="submission")
+    _check_against(detections, manifest)
+    return recordings, detections.filter(pl.col("recording").is_in(recordings))
 
 
 def binego360_rows(detections: pl.DataFrame, manifest: Manifest, *, recordings: Sequence[str]) -> pl.DataFrame:

@@ -1,8 +1,10 @@
-"""The simple combiners: the plain mean of the models, and the weighted ensemble with one weight per model.
+"""The simple combiners: plain mean, weighted ensemble, confidence-weighted vote.
 
 Weights are non-negative and sum to one. They are found by greedy selection with replacement (Caruana et al.,
 ICML 2004): round by round the model joins whose addition to the running sum scores best; a model's weight is its
-share of the picks. A missing model's weight falls to those that are present.
+share of the picks. Repeated on random halves of the models and averaged (bagging, section 2.3 there), the picks
+overfit less. `talstack.ensemble.direct` finds weights by their log-loss. A missing model's weight falls to those that
+are present.
 """
 
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from talstack.ensemble.evidence import Evidence
 from talstack.io.errors import InputError
 
 Metric = Literal["ap", "log_loss"]
+LEAST_VOTE = 1e-3  # an unsure model still decides where it is alone
 
 
 def mean_of(probs: np.ndarray, *, weights: np.ndarray | None = None, fallback: np.ndarray | float = 0.0) -> np.ndarray:
@@ -22,12 +25,13 @@ def mean_of(probs: np.ndarray, *, weights: np.ndarray | None = None, fallback: n
 
     Args:
         probs: (M, ...).
-        weights: (M,) non-negative; None for equal ones. Where all present models have weight 0, they count equally.
+        weights: non-negative, of a shape that fits to `probs` from the left or with axes of length 1; None for equal
+            ones. Where all present models have weight 0, they count equally.
         fallback: what to give where no model is present.
     """
     present = ~np.isnan(probs)
     shares = np.ones(len(probs)) if weights is None else np.asarray(weights, dtype=np.float64)
-    share = present * shares.reshape(-1, *[1] * (probs.ndim - 1))
+    share = present * shares.reshape(*shares.shape, *[1] * (probs.ndim - shares.ndim))
     share = np.where(share.sum(axis=0) > 0, share, present)
     total = share.sum(axis=0)
     summed = (np.where(present, probs, 0.0) * share).sum(axis=0)
@@ -38,38 +42,92 @@ def combine(evidence: Evidence, weights: np.ndarray | None = None) -> Curves:
     """Return the weighted mean of the models of `evidence`, the plain mean without weights.
 
     A segment that no model predicts has probability 0 throughout.
+
+    Args:
+        weights: (M,), or (M, C) for weights by class; "any action" then takes their mean over the classes.
     """
-    action = mean_of(evidence.action_probs, weights=weights)
-    return Curves(evidence.index, action, mean_of(evidence.activity_probs, weights=weights))
+    if weights is None or weights.ndim == 1:
+        action_weights, activity_weights = weights, weights
+    else:
+        action_weights, activity_weights = weights[:, None, :], weights.mean(axis=1)
+    action = mean_of(evidence.action_probs, weights=action_weights)
+    return Curves(evidence.index, action, mean_of(evidence.activity_probs, weights=activity_weights))
 
 
-def greedy_weights(evidence: Evidence, targets: np.ndarray, *, rounds: int, metric: Metric = "ap") -> np.ndarray:
+def vote(evidence: Evidence) -> Curves:
+    """Return the mean in which a model counts, segment by segment, as much as it is sure of its answer.
+
+    A model's sureness is 1 - entropy / largest entropy of its distribution over the actions and "none of them"
+    (for "any action": over yes and no), at least `LEAST_VOTE`. Nothing is learned.
+    """
+    probs = np.clip(evidence.action_probs, 0.0, 1.0).astype(np.float64)
+    none = np.clip(1.0 - probs.sum(axis=2, keepdims=True), 1e-6, None)
+    answers = np.concatenate([probs, none], axis=2)
+    activity = np.clip(evidence.activity_probs, 0.0, 1.0).astype(np.float64)
+    yes_no = np.stack([activity, 1.0 - activity], axis=2)
+    action = mean_of(evidence.action_probs, weights=_sureness(answers)[:, :, None])
+    return Curves(evidence.index, action, mean_of(evidence.activity_probs, weights=_sureness(yes_no)))
+
+
+def _sureness(answers: np.ndarray) -> np.ndarray:
+    """Return 1 - entropy / largest entropy of the (M, N, K) distributions, (M, N); `LEAST_VOTE` where missing."""
+    shares = answers / answers.sum(axis=2, keepdims=True)
+    entropy = -(shares * np.log(np.maximum(shares, 1e-12))).sum(axis=2)
+    sure = 1.0 - entropy / np.log(answers.shape[2])
+    return np.maximum(np.nan_to_num(sure), LEAST_VOTE)
+
+
+def filled_probs(evidence: Evidence) -> np.ndarray:
+    """Return the (M, N, C) action probabilities, a missing model as the mean of the others.
+
+    Its absence then neither helps nor harms it when weights are chosen.
+    """
+    probs = evidence.action_probs
+    return np.where(np.isnan(probs), mean_of(probs), probs)
+
+
+def greedy_weights(
+    evidence: Evidence, targets: np.ndarray, *, rounds: int, metric: Metric = "ap", bags: int = 0, seed: int = 0
+) -> np.ndarray:
     """Return one weight per model, (M,) float64, found on the segments of `evidence`.
 
     Args:
         targets: (N, C) bool.
         rounds: how many models are picked; the best-scoring number of picks counts.
         metric: mean over classes of the segments' average precision, or the log-loss.
+        bags: random halves of the models whose weights are averaged; 0 for one selection among all.
+        seed: of the halves.
 
     Raises:
         InputError: fewer than one round.
     """
     if rounds < 1:
         raise InputError(f"weighted ensemble: rounds must be at least 1, got {rounds}")
+    probs = filled_probs(evidence)
+    if bags < 1 or len(probs) < 4:  # halves of three models are single ones
+        return _greedy(probs, targets, np.arange(len(probs)), rounds=rounds, metric=metric)
+    rng = np.random.default_rng(seed)
+    halves = [np.sort(rng.permutation(len(probs))[: (len(probs) + 1) // 2]) for _ in range(bags)]
+    found = [_greedy(probs, targets, half, rounds=rounds, metric=metric) for half in halves]
+    return np.asarray(np.mean(found, axis=0))
+
+
+def _greedy(
+    probs: np.ndarray, targets: np.ndarray, candidates: np.ndarray, *, rounds: int, metric: Metric
+) -> np.ndarray:
+    """Return the weights (M,) of a selection among some of the models."""
     score = _SCORES[metric]
-    # a missing model counts as the mean of the others, so that its absence neither helps nor harms it
-    mean = mean_of(evidence.action_probs)
-    probs = np.where(np.isnan(evidence.action_probs), mean, evidence.action_probs)
     picks = np.zeros(len(probs), dtype=np.int64)
-    total = np.zeros_like(mean)
+    total = np.zeros_like(probs[0])
     best_score, best_picks = -np.inf, picks
     for count in range(1, rounds + 1):
-        scores = [score((total + p) / count, targets) for p in probs]
-        chosen = int(np.argmax(scores))
+        scores = [score((total + probs[i]) / count, targets) for i in candidates]
+        place = int(np.argmax(scores))
+        chosen = candidates[place]
         total = total + probs[chosen]
         picks = picks + (np.arange(len(probs)) == chosen)
-        if scores[chosen] > best_score:
-            best_score, best_picks = scores[chosen], picks
+        if scores[place] > best_score:
+            best_score, best_picks = scores[place], picks
     return best_picks / best_picks.sum()
 
 

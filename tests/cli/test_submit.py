@@ -30,6 +30,8 @@ smoothing_s = [0.0]
 margin = [0.2]
 contrast_weight = [1.0]
 nms_sigma = [0.5]
+combiners = []
+stacker = "logistic"
 """
 
 
@@ -144,6 +146,18 @@ def test_plain_csv_of_another_system(folders: Path) -> None:
     table = pl.read_parquet(folders / "run" / "detections.parquet")
     expected = table.filter(pl.col("system") == "pano/rgb/action-gbm")
     assert pl.read_csv(folders / "out.csv").height == expected.height > 0
+
+
+def test_folder_of_chapters_is_written_once(folders: Path) -> None:
+    result = submit(folders, "--format", "vtt", "--min-score", "0.01", out="chapters")
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in (folders / "chapters").iterdir()) == ["r6.vtt", "r7.vtt"]
+    text = (folders / "chapters" / "r6.vtt").read_text()
+    assert text.startswith("WEBVTT\n\n1 score ")
+    assert "pour" in text
+    assert "nothing done" in submit(folders, "--format", "vtt", "--min-score", "0.01", out="chapters").stdout
+    assert submit(folders, "--format", "vtt", "--min-score", "2", out="chapters").exit_code == 0
+    assert (folders / "chapters" / "r6.vtt").read_text() == "WEBVTT\n"
 
 
 def test_unknown_system_lists_those_there(folders: Path) -> None:

@@ -8,19 +8,21 @@ import pytest
 
 from talstack.ensemble.config import EnsembleConfig
 from talstack.ensemble.crossfit import (
+    Chosen,
     Training,
     cross_fit_stacker,
     cross_fit_weighted,
-    fit_stacker,
+    fit_stack,
     fit_weights,
     learnable_folds,
 )
 from talstack.ensemble.evidence import Evidence
-from talstack.ensemble.weighted import combine
+from talstack.ensemble.hierarchical import Penalty
+from talstack.ensemble.weighted import combine, negative_log_loss
 from talstack.io.errors import LeakError
 from talstack.io.targets import scene_targets, segment_index, segment_targets
 
-CONFIG = EnsembleConfig(shared_l2=(1.0, 1000.0), class_l2=(10.0,), weighted_rounds=5)
+CONFIG = EnsembleConfig(shared_l2=(1.0, 1000.0), class_l2=(10.0,), weighted_rounds=5, stacker="logistic")
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +47,9 @@ def lies_about(training: Training, group: int) -> tuple[Training, np.ndarray]:
     return replace(training, targets=targets), rows
 
 
-def test_held_out_predictions_never_saw_their_own_targets(training) -> None:
-    one_penalty = replace(CONFIG, shared_l2=(1.0,))
+@pytest.mark.parametrize("stacker", ["logistic", "gbm"])  # of both, the share has looked at all groups
+def test_held_out_predictions_never_saw_their_own_targets(training, stacker) -> None:
+    one_penalty = replace(CONFIG, shared_l2=(1.0,), stacker=stacker, gbm_rounds=(20,))
     honest, _ = cross_fit_stacker(training, config=one_penalty)
     false, rows = lies_about(training, 2)
     told, _ = cross_fit_stacker(false, config=one_penalty)
@@ -54,27 +57,35 @@ def test_held_out_predictions_never_saw_their_own_targets(training) -> None:
     np.testing.assert_array_equal(told.activity[rows], honest.activity[rows])
     assert np.abs(told.action[~rows] - honest.action[~rows]).max() > 0.01
     # in-sample predictions do follow the false targets: this is what nesting is for
-    penalty = honest_penalty(training)
-    in_sample = [fit_stacker(t, penalty, config=CONFIG).predict(t.evidence).action[rows] for t in (training, false)]
+    share = float(stacker == "gbm")
+    chosen = Chosen(Penalty(1.0, 10.0), 20 if share else None, share)
+    in_sample = [fit_stack(t, chosen, config=one_penalty).predict(t.evidence).action[rows] for t in (training, false)]
     assert np.abs(in_sample[0] - in_sample[1]).max() > 0.01
 
 
-def honest_penalty(training: Training):
-    return cross_fit_stacker(training, config=CONFIG)[1]
-
-
-def test_weights_are_held_out_too(training) -> None:
-    honest = cross_fit_weighted(training, config=CONFIG)
+@pytest.mark.parametrize("combiner", ["weighted", "weighted_direct", "weighted_by_class"])
+def test_weights_are_held_out_too(training, combiner) -> None:
+    honest = cross_fit_weighted(training, config=CONFIG, combiner=combiner)
     false, rows = lies_about(training, 1)
-    told = cross_fit_weighted(false, config=CONFIG)
+    told = cross_fit_weighted(false, config=CONFIG, combiner=combiner)
     np.testing.assert_array_equal(told.action[rows], honest.action[rows])
     assert np.abs(told.action[~rows] - honest.action[~rows]).max() > 0.01
-    in_sample = [combine(t.evidence, fit_weights(t, config=CONFIG)).action[rows] for t in (training, false)]
+    in_sample = [
+        combine(t.evidence, fit_weights(t, config=CONFIG, combiner=combiner)).action[rows] for t in (training, false)
+    ]
     assert np.abs(in_sample[0] - in_sample[1]).max() > 0.01
 
 
 def test_penalty_that_predicts_better_is_chosen(training) -> None:
-    assert honest_penalty(training).shared == 1.0
+    assert cross_fit_stacker(training, config=CONFIG)[1].penalty.shared == 1.0
+
+
+def test_number_of_trees_that_predicts_better_is_chosen(training) -> None:
+    config = replace(CONFIG, shared_l2=(1.0,), stacker="gbm", gbm_rounds=(100, 1))
+    curves, chosen = cross_fit_stacker(training, config=config)
+    assert chosen.num_rounds == 100
+    stump, _ = cross_fit_stacker(training, config=replace(config, gbm_rounds=(1,)))
+    assert negative_log_loss(curves.action, training.targets) > negative_log_loss(stump.action, training.targets) + 0.1
 
 
 def test_threads_change_nothing(training) -> None:
@@ -84,10 +95,11 @@ def test_threads_change_nothing(training) -> None:
 
 
 def test_rows_come_back_in_the_order_of_the_recordings(training) -> None:
-    curves, penalty = cross_fit_stacker(training, config=replace(CONFIG, shared_l2=(1.0,)))
+    config = replace(CONFIG, shared_l2=(1.0,), stacker="both", gbm_rounds=(20,))
+    curves, chosen = cross_fit_stacker(training, config=config)
     group = training.groups[-1]
     fit, held_out = next(pair for pair in training.splits() if (pair[1].groups == group).all())
-    alone = fit_stacker(fit, penalty, config=CONFIG).predict(held_out.evidence)
+    alone = fit_stack(fit, chosen, config=config).predict(held_out.evidence)
     last = training.evidence.index.recordings[-1]
     mine, theirs = dict(curves.index.slices())[last], dict(alone.index.slices())[last]
     np.testing.assert_allclose(curves.action[mine], alone.action[theirs], atol=1e-6)

@@ -6,8 +6,9 @@ from dataclasses import replace
 import polars as pl
 import pytest
 
-from talstack.ensemble.config import EnsembleConfig
+from talstack.ensemble.config import COMBINERS, EnsembleConfig
 from talstack.ensemble.run import run_ensemble
+from talstack.ensemble.stack import Stack
 from talstack.ensemble.stacker import Stacker
 from talstack.evaluate.map import evaluate_detections
 from talstack.io.detections import DETECTION_SCHEMA, validate_detections
@@ -17,8 +18,9 @@ from talstack.io.manifest import SCHEMAS, Manifest
 QUICK = EnsembleConfig(
     shared_l2=(1.0,), class_l2=(30.0,), weighted_rounds=6, proposals=("class",), smoothing_s=(0.0,), margin=(0.2,),
     contrast_weight=(1.0,), nms_sigma=(0.5,), smoothing_power=(0.0,), gap_s=(0.0,), hmm=(False,), score=("plain",),
-    refine=(False,),
+    refine=(False,), combiners=(), stacker="logistic",
 )  # fmt: skip
+SYSTEMS = ["mean", "stack", "weighted"]
 SINGLES = ["ego/rgb/action-linear", "pano/rgb/action-linear", "third/rgb/action-linear"]
 
 
@@ -29,6 +31,7 @@ def test_every_system_is_decoded_and_scored_and_the_stack_wins(world, write_run)
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics == result.metrics
     scores = metrics["detections"]
+    assert sorted(scores) == sorted(["single", *SYSTEMS])
     assert sorted(scores["single"]) == SINGLES
     assert list(scores["stack"]["map"]) == ["0.5", "0.75", "0.95"]
     best_single = max(row["average_map"] for row in scores["single"].values())
@@ -43,7 +46,7 @@ def test_tables_hold_what_the_metrics_say(world, write_run) -> None:
     run = write_run()
     result = run_ensemble(manifest, run, config=QUICK)
     table = pl.read_parquet(run / "detections.parquet")
-    assert sorted(table["system"].unique()) == sorted([*SINGLES, "mean", "stack", "weighted"])
+    assert sorted(table["system"].unique()) == sorted([*SINGLES, *SYSTEMS])
     assert set(table["recording"]) <= set(manifest.recordings_of(["test"]))
     test = manifest.instances.filter(pl.col("recording").is_in(manifest.recordings_of(["test"])))
     for system in ("stack", "mean"):
@@ -56,10 +59,39 @@ def test_tables_hold_what_the_metrics_say(world, write_run) -> None:
     assert scenes["recording"].to_list() == manifest.recordings_of(["test"])
     stacker = Stacker.load(run / "stack")
     assert [str(key) for key in stacker.models] == SINGLES
-    assert sorted(json.loads((run / "stack" / "decode.json").read_text())) == sorted(
-        [*SINGLES, "mean", "stack", "weighted"]
-    )
+    assert sorted(json.loads((run / "stack" / "decode.json").read_text())) == sorted([*SINGLES, *SYSTEMS])
     assert sum(json.loads((run / "stack" / "weights.json").read_text()).values()) == pytest.approx(1.0)
+
+
+def test_further_combiners_are_scored_beside_them(world, write_run) -> None:
+    manifest, _ = world
+    run = write_run()
+    scores = run_ensemble(manifest, run, config=replace(QUICK, combiners=COMBINERS)).metrics["detections"]
+    assert sorted(scores) == sorted(["single", *SYSTEMS, *COMBINERS])
+    best_single = max(row["average_map"] for row in scores["single"].values())
+    assert all(scores[name]["average_map"] > best_single for name in COMBINERS)
+    weights = json.loads((run / "stack" / "weights_of_combiners.json").read_text())
+    assert sorted(weights) == ["weighted", "weighted_by_class", "weighted_direct"]
+    by_class = weights["weighted_by_class"]
+    for action in manifest.actions:
+        assert sum(by_class[model][action] for model in SINGLES) == pytest.approx(1.0)
+    # only ego sees a jump
+    assert by_class["ego/rgb/action-linear"]["jump"] > weights["weighted_direct"]["ego/rgb/action-linear"]
+
+
+def test_boosted_stack_is_saved_and_a_later_logistic_one_replaces_it(world, write_run) -> None:
+    manifest, _ = world
+    run = write_run()
+    result = run_ensemble(manifest, run, config=replace(QUICK, stacker="gbm", gbm_rounds=(20, 40)))
+    assert result.record["stacker"]["kind"] == "gbm"
+    stack = Stack.load(run / "stack")
+    assert stack.boosted is not None
+    assert stack.boosted.num_rounds == result.record["stacker"]["num_rounds"]
+    assert (
+        run_ensemble(manifest, run, config=QUICK).metrics["detections"]["stack"]
+        != result.metrics["detections"]["stack"]
+    )
+    assert not (run / "stack" / "boosted.json").exists()
 
 
 def test_second_call_does_nothing_and_a_change_is_noticed(world, write_run) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from talstack.ensemble.config import EnsembleConfig
-from talstack.ensemble.crossfit import Training, fit_stacker
+from talstack.ensemble.crossfit import Chosen, Training, fit_stack
 from talstack.ensemble.evidence import Evidence
 from talstack.ensemble.hierarchical import Penalty
 from talstack.ensemble.stacker import ScenePrior, Stacker, hidden_views, sampled_rows
@@ -17,6 +17,10 @@ from talstack.io.predictions import ModelKey
 from talstack.io.targets import scene_targets, segment_index, segment_targets
 
 PENALTY = Penalty(1.0, 10.0)
+
+
+def fit_stacker(training: Training, penalty: Penalty, *, config: EnsembleConfig) -> Stacker:
+    return fit_stack(training, Chosen(penalty), config=config).logistic
 
 
 def learn(world, splits=("train", "val")) -> Training:

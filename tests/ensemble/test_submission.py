@@ -1,11 +1,19 @@
 import json
+from dataclasses import replace
 
 import polars as pl
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from talstack.ensemble.submission import FORMATS, binego360_rows, write_scene_submission, write_submission
+from talstack.ensemble.submission import (
+    FORMATS,
+    LABEL_FORMATS,
+    binego360_rows,
+    label_files,
+    write_scene_submission,
+    write_submission,
+)
 from talstack.evaluate.map import evaluate_detections
 from talstack.io.bins import bin_detections, bin_instances, num_bins
 from talstack.io.detections import DETECTION_SCHEMA, read_predictions, sort_detections
@@ -252,3 +260,41 @@ def test_scene_file_needs_every_recording_once_and_every_scene(manifest, tmp_pat
     ):
         with pytest.raises(InputError, match=message):
             write_scene_submission(rows, manifest, split="test", out=tmp_path / "scene.csv")
+
+
+@pytest.mark.parametrize("format", LABEL_FORMATS)
+def test_people_get_a_file_per_recording_even_without_a_detection(manifest, tmp_path, format):
+    found = table(("b", 2.0, 9.0, "sit", 0.25), ("b", 3.0, 4.0, "run", 0.1), ("t", 1.0, 9.0, "run", 0.5))
+    files = label_files(found, manifest, split="test", format=format, out=tmp_path, min_score=0.2)
+    assert sorted(path.stem for path in files) == ["a", "b"]
+    texts = {path.stem: text for path, text in files.items()}
+    assert "sit" in texts["b"]
+    assert "run" not in texts["b"] + texts["a"]
+    assert label_files(found, manifest, split="test", format=format, out=tmp_path)[tmp_path / next(
+        path.name for path in files if path.stem == "b"
+    )].count("run") == 1  # fmt: skip
+
+
+def test_single_recording_may_be_one_file_several_may_not(manifest, tmp_path):
+    found = table(("t", 1.0, 9.0, "run", 0.5))
+    assert list(label_files(found, manifest, split="train", format="vtt", out=tmp_path / "x.vtt")) == [
+        tmp_path / "x.vtt"
+    ]
+    assert list(label_files(found, manifest, split="train", format="vtt", out=tmp_path / "x")) == [
+        tmp_path / "x" / "t.vtt"
+    ]
+    with pytest.raises(InputError, match="one file per recording, 2 for split 'test'; name a folder"):
+        label_files(found, manifest, split="test", format="vtt", out=tmp_path / "x.vtt")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="name a folder"):
+        label_files(found, manifest, split="test", format="eaf", out=tmp_path / "file")
+
+
+def test_elan_gets_the_clips_whose_place_is_known(manifest, tmp_path):
+    clips = [("b", "ego", name, f"{name}.mp4", offset_s, 20.0, 30.0, 4, 4, False)
+             for name, offset_s in (("late", 3.5), ("unknown", None), ("first", 0.0))]  # fmt: skip
+    filmed = replace(manifest, clips=pl.DataFrame(clips, schema=SCHEMAS["clips"], orient="row"))
+    text = label_files(table(), filmed, split="test", format="eaf", out=tmp_path)[tmp_path / "b.eaf"]
+    assert text.index("first.mp4") < text.index("late.mp4")
+    assert 'TIME_ORIGIN="-3500"' in text
+    assert "unknown.mp4" not in text

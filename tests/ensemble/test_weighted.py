@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from talstack.ensemble.evidence import Evidence
-from talstack.ensemble.weighted import combine, greedy_weights, mean_of, negative_log_loss, segment_ap
+from talstack.ensemble.weighted import combine, greedy_weights, mean_of, negative_log_loss, segment_ap, vote
 from talstack.io.errors import InputError
 from talstack.io.predictions import ModelKey, SegmentIndex
 
@@ -82,3 +82,30 @@ def test_no_round_is_refused(mixed) -> None:
     probs, targets = mixed
     with pytest.raises(InputError, match="at least 1, got 0"):
         greedy_weights(evidence_of(probs), targets, rounds=0)
+
+
+def test_bags_spread_the_weight(mixed) -> None:
+    probs, targets = mixed
+    many = np.concatenate([probs, probs, probs])
+    one = greedy_weights(evidence_of(many), targets, rounds=5)
+    bagged = greedy_weights(evidence_of(many), targets, rounds=5, bags=12, seed=1)
+    assert bagged.sum() == pytest.approx(1.0)
+    assert (bagged > 0).sum() > (one > 0).sum()
+    assert bagged[2::3].sum() < 0.2
+    np.testing.assert_array_equal(bagged, greedy_weights(evidence_of(many), targets, rounds=5, bags=12, seed=1))
+
+
+def test_sure_model_outvotes_unsure_ones_and_counts_less_where_it_is_unsure() -> None:
+    sure, unsure = [0.98, 0.01], [0.3, 0.35]
+    action = np.array([[sure, unsure], [unsure, sure], [unsure, [np.nan, np.nan]]])
+    curves = vote(evidence_of(action))
+    assert curves.action[0, 0] > 0.85 > combine(evidence_of(action)).action[0, 0]
+    assert curves.action[1, 0] > 0.8
+
+
+def test_vote_of_guessing_models_is_their_mean_and_of_none_zero() -> None:
+    third = 1 / 3
+    action = np.array([[[third, third], [np.nan, np.nan]], [[third, third], [np.nan, np.nan]]])
+    curves = vote(evidence_of(action))
+    np.testing.assert_allclose(curves.action, [[third, third], [0, 0]], atol=1e-6)
+    assert np.isfinite(curves.activity).all()
