@@ -2,6 +2,7 @@
 
     .venv/bin/python benchmarks/combine.py frames PATH_TO_TCN     # frame-wise scores of four published models
     .venv/bin/python benchmarks/combine.py run RUN DATA           # a run of `talstack heads`, scored on its test split
+    .venv/bin/python benchmarks/combine.py views RUN DATA         # the same run when views are missing at test time
 
 `frames`: cross-validated over the data set's own splits, so no combiner sees the videos it is scored on; settings are
 fixed, but for the smoothing before the likeliest class is taken, which is chosen per system and split on the other
@@ -51,6 +52,7 @@ from talstack.io.grid import SegmentGrid
 from talstack.io.manifest import Manifest
 from talstack.io.predictions import ModelKey, SegmentIndex
 from talstack.io.targets import scene_targets, segment_index, segment_targets
+from talstack.io.view_names import split_view
 
 MODELS = ("svm", "tcnn", "dilated_tcn", "ed_tcn")
 FIXED = EnsembleConfig(shared_l2=(3.0,), class_l2=(30.0,), gbm_rounds=(200,), combiners=())
@@ -320,6 +322,27 @@ def report_run(run: Run, title: str) -> None:
     show(f"{title}: differences", ["pair", "average", ".5:.95"], rows)
 
 
+def report_views(run: Run, title: str) -> None:
+    """Print the segments' mean AP on the scored recordings with each view missing, and with all but one missing."""
+    config = EnsembleConfig()
+    stacks = cross_fit_stackers(run.learned, STACKS.values(), config=config)
+    fitted = fit_stack(run.learned, stacks["gbm"][1], config=config)
+    evidence, targets = run.scored.evidence, run.scored.targets
+    views = sorted({split_view(key.view)[0] for key in evidence.models})
+    others = [[other for other in views if other != view] for view in views]
+    rows = []
+    for gone in [[], *([view] for view in views), *(others if len(views) > 2 else [])]:
+        left = evidence.without_views(gone)
+        scores = {"best single": max(segment_ap(np.nan_to_num(probs), targets) for probs in left.action_probs)}
+        scores["mean"] = segment_ap(combine(left).action, targets)
+        for name, kind in STACKS.items():
+            chosen = stacks[kind][1]
+            own = replace(fitted, share=chosen.share) if chosen.share else Stack(fitted.logistic)
+            scores[name] = segment_ap(own.predict(left).action, targets)
+        rows.append([", ".join(gone) or "none", *(f"{100 * value:.1f}" for value in scores.values())])
+    show(f"{title}: segment AP in percent", ["missing", "best single left", "mean", *STACKS], rows)
+
+
 @click.group()
 def main() -> None:
     """Compare the combiners."""
@@ -341,6 +364,15 @@ def frames(folder: Path, dataset: tuple[str, ...]) -> None:
 def run(run: Path, data: Path, split: str) -> None:
     """Combine the heads of a run."""
     report_run(load_run(run, data, split), f"{run.name}, split {split}")
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("data", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--split", default="test", show_default=True)
+def views(run: Path, data: Path, split: str) -> None:
+    """Combine the heads of a run when views are missing."""
+    report_views(load_run(run, data, split), f"{run.name}, split {split}")
 
 
 if __name__ == "__main__":
