@@ -79,6 +79,8 @@ def run_ensemble(
     split: str = "test",
     jobs: int = 1,
     allow_seen: bool = False,
+    heads: HeadsRun | None = None,
+    singles: bool = True,
     report: Callable[[str], None] = lambda step: None,
 ) -> EnsembleResult:
     """Fit the ensemble on unseen out-of-fold predictions and predict the recordings of `split`.
@@ -91,15 +93,17 @@ def run_ensemble(
         run: the folder that `talstack heads` wrote.
         jobs: threads.
         allow_seen: score recordings that the backbone was fine-tuned on; the metrics then count them.
+        heads: the heads' predictions; read from the run's folder by default.
+        singles: tune and score every single model too, which takes most of the time where there are many.
         report: is told what is being done.
 
     Raises:
         MissingInputError, InputError: heads' files are missing or made for other data, or the split is empty.
         LeakError: recordings of the split were seen by the backbone, or nothing unseen is left to learn from.
     """
-    heads = HeadsRun.load(run, manifest)
+    heads = heads or HeadsRun.load(run, manifest)
     scored = _recordings_to_score(manifest, split, heads.seen, allow_seen=allow_seen)
-    fingerprint = _fingerprint(manifest, heads, config, split=split, allow_seen=allow_seen)
+    fingerprint = _fingerprint(manifest, heads, config, split=split, allow_seen=allow_seen, singles=singles)
     cached = _cached(run, fingerprint)
     if cached is not None:
         return cached
@@ -110,7 +114,7 @@ def run_ensemble(
     (run / "metrics.json").unlink(missing_ok=True)
     evidence = _evidence(manifest, heads, scored)
     report("fitting the stacker and the weighted ensemble")
-    systems, learned = _fit_systems(training, evidence, run / "stack", config=config, jobs=jobs)
+    systems, learned = _fit_systems(training, evidence, run / "stack", config=config, singles=singles, jobs=jobs)
     decoder = Decoder.of(manifest, heads.segment_s, list(training.evidence.index.recordings))
     report(f"tuning the intervals of {len(systems)} systems")
     tuned = _tune_all(
@@ -153,7 +157,7 @@ def _recordings_to_score(manifest: Manifest, split: str, seen: frozenset[str], *
 
 
 def _fingerprint(
-    manifest: Manifest, heads: HeadsRun, config: EnsembleConfig, *, split: str, allow_seen: bool
+    manifest: Manifest, heads: HeadsRun, config: EnsembleConfig, *, split: str, allow_seen: bool, singles: bool
 ) -> str:  # fmt: skip
     tables = {name: getattr(manifest, name).write_csv() for name in ("recordings", "instances")}
     return sha256_text(
@@ -166,6 +170,7 @@ def _fingerprint(
                 "config": to_dict(config),
                 "split": split,
                 "allow_seen": allow_seen,
+                **({} if singles else {"singles": False}),
                 "data": {name: sha256_text(text) for name, text in tables.items()},
                 "classes": [list(manifest.actions), list(manifest.scenes)],
             }
@@ -199,9 +204,9 @@ def _evidence(manifest: Manifest, heads: HeadsRun, recordings: list[str]) -> Evi
 
 
 def _fit_systems(
-    training: Training, evidence: Evidence, folder: Path, *, config: EnsembleConfig, jobs: int
+    training: Training, evidence: Evidence, folder: Path, *, config: EnsembleConfig, singles: bool, jobs: int
 ) -> tuple[list[System], dict[str, Any]]:
-    """Return all systems, stack first, and what was learned; the models are saved into the folder."""
+    """Return the systems, stack first, and what was learned; the models are saved into the folder."""
     held_out, penalty = cross_fit_stacker(training, config=config, jobs=jobs)
     stacker = fit_stacker(training, penalty, config=config)
     stacker.save(folder)
@@ -215,7 +220,7 @@ def _fit_systems(
         System("weighted", cross_fit_weighted(training, config=config, jobs=jobs), combine(evidence, weights)),
         System("mean", combine(training.evidence), combine(evidence)),
     ]
-    for key in models:
+    for key in models if singles else ():
         systems.append(
             System(str(key), combine(training.evidence.with_models([key])), combine(evidence.with_models([key])))
         )

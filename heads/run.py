@@ -1,10 +1,14 @@
 """Stage two of a run: every head of every (view, modality), in parallel, each done once per fingerprint.
 
-RUN/heads/<view>-<modality>/<head>.*              the head's files (heads.model) and its <head>.oof.parquet
-RUN/oof.parquet                                   all out-of-fold predictions, one long table
-RUN/heads.json                                    what the table holds and what it was made from; written last
+RUN/heads/<view>-<modality>/<fingerprint>/<head>.*   the head's files (heads.model) and its <head>.oof.parquet
+RUN/oof.parquet                                      all out-of-fold predictions, one long table
+RUN/heads.json                                       what the table holds and what it was made from; written last
+
+The folder of a head is named by the first digits of its fingerprint, so that heads of several settings lie side by
+side and going back to earlier settings fits nothing.
 """
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +32,7 @@ from talstack.io.extraction import FeatureSet
 from talstack.io.files import atomic_path, canonical_json, read_json, sha256_file, sha256_text, write_json
 from talstack.io.predictions import SCHEMA, ModelKey
 
+_FOLDER_DIGITS = 12
 _SHARED_SETTINGS = ("clip", "class_weight", "inner_folds", "seed")
 
 
@@ -76,7 +81,8 @@ def plan_jobs(features: FeatureSet, run: Path, config: HeadsConfig) -> list[Head
             for view, modality in features.groups:
                 key = ModelKey(view, modality, f"{task}-{learner}")
                 fingerprint = sha256_text(canonical_json(_identity(features, key, plan, config)))
-                jobs.append(HeadJob(key, run / "heads" / _folder_name(view, modality), fingerprint))
+                folder = run / "heads" / _folder_name(view, modality) / fingerprint[:_FOLDER_DIGITS]
+                jobs.append(HeadJob(key, folder, fingerprint))
     return jobs
 
 
@@ -98,7 +104,7 @@ def run_heads(
         (one result per head, in sorted order; whether the run's files were written anew).
     """
     planned = plan_jobs(features, run, config)
-    found = {job.key: _cached(job) for job in planned}
+    found = {job.key: cached_result(job) for job in planned}
     results = [result for result in found.values() if result is not None]
     for result in results:
         report(result)
@@ -132,8 +138,9 @@ def fit_job(job: HeadJob, features: FeatureSet, config: HeadsConfig) -> HeadResu
     return HeadResult(key, "skipped" if fitted.head is None else "fitted", fitted.num_unpredicted)
 
 
-def _cached(job: HeadJob) -> HeadResult | None:
-    """Return the result of a head that is there, whole and of this fingerprint."""
+def cached_result(job: HeadJob) -> HeadResult | None:
+    """Return the result of a head that is there, whole and of this fingerprint; None where it must be fitted."""
+    _move_from_older_layout(job)
     try:
         card = read_card(card_path(job.folder, job.key))
     except ModelError:
@@ -145,6 +152,28 @@ def _cached(job: HeadJob) -> HeadResult | None:
     return HeadResult(job.key, "cached" if files else "skipped", int(card["num_unpredicted"]))
 
 
+def _move_from_older_layout(job: HeadJob) -> None:
+    """Move a head that lies one folder up, where there was room for one setting only; a stale one is removed."""
+    older = card_path(job.folder.parent, job.key)
+    try:
+        card = read_card(older)
+    except ModelError:
+        return
+    files = [older.with_name(Path(name).name) for name in card.get("files", {})]
+    if card.get("fingerprint") == job.fingerprint:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        for path in (*files, older):  # the card comes last
+            if path.is_file():
+                os.replace(path, job.folder / path.name)
+    for path in (older, *files):
+        path.unlink(missing_ok=True)
+
+
+def read_tables(jobs: Iterable[HeadJob]) -> pl.DataFrame:
+    """Return the out-of-fold table of fitted heads, `talstack.io.predictions.SCHEMA`, in the order of the jobs."""
+    return pl.concat([pl.read_parquet(_table_path(job)) for job in jobs])
+
+
 def _write_run(
     run: Path, planned: Iterable[HeadJob], results: list[HeadResult], *, features: FeatureSet, config: HeadsConfig
 ) -> bool:
@@ -154,16 +183,22 @@ def _write_run(
     if not used:
         raise InputError(f"{features.manifest.name}: no (view, modality) has features of a recording to learn from")
     sidecar, table_file = run / "heads.json", run / "oof.parquet"
-    content = _sidecar(used, features, config)
+    content = describe_run(used, run, features=features, config=config)
     if table_file.is_file() and _same(sidecar, content, sha256_file(table_file)):
         return False
     sidecar.unlink(missing_ok=True)  # a new table never lies beside the description of an old one
-    _write_table(table_file, pl.concat([pl.read_parquet(_table_path(job)) for job in used]))
+    _write_table(table_file, read_tables(used))
     write_json(sidecar, {**content, "oof_sha256": sha256_file(table_file)})
     return True
 
 
-def _sidecar(used: list[HeadJob], features: FeatureSet, config: HeadsConfig) -> dict[str, Any]:
+def describe_run(used: Iterable[HeadJob], folder: Path, *, features: FeatureSet, config: HeadsConfig) -> dict[str, Any]:
+    """Return the content of heads.json for the out-of-fold table of these heads.
+
+    Args:
+        used: fitted heads, in the order of the table.
+        folder: where heads.json will lie; the paths of the cards are relative to it.
+    """
     manifest, extraction = features.manifest, features.extraction
     plan = FoldPlan.of(manifest, features.seen, config)
     content = {
@@ -182,7 +217,7 @@ def _sidecar(used: list[HeadJob], features: FeatureSet, config: HeadsConfig) -> 
                 "view": job.key.view,
                 "modality": job.key.modality,
                 "head": job.key.head,
-                "card": f"heads/{job.folder.name}/{job.key.head}.json",
+                "card": os.path.relpath(card_path(job.folder, job.key), folder),
                 "fingerprint": job.fingerprint,
             }
             for job in used

@@ -70,6 +70,32 @@ def test_only_heads_whose_inputs_changed_are_fitted_again(
     assert len(refitted(found)) == 6
 
 
+def test_going_back_to_earlier_settings_fits_nothing(
+    make_features: MakeFeatures, quick: HeadsConfig, tmp_path: Path
+) -> None:
+    config = replace(quick, learners=("linear",))
+    outcomes(make_features(), tmp_path, config)
+    first = (tmp_path / "oof.parquet").read_bytes()
+    outcomes(make_features(), tmp_path, replace(config, context=(2,)))
+    found, written = outcomes(make_features(), tmp_path, config)
+    assert set(found.values()) == {"cached"} and written
+    assert (tmp_path / "oof.parquet").read_bytes() == first
+
+
+def test_heads_of_the_older_layout_are_moved_not_fitted(
+    make_features: MakeFeatures, quick: HeadsConfig, tmp_path: Path
+) -> None:
+    config = replace(quick, learners=("linear",))
+    outcomes(make_features(), tmp_path, config)
+    for path in [path for path in (tmp_path / "heads").glob("*/*/*") if path.is_file()]:
+        path.rename(path.parents[1] / path.name)
+    for folder in (tmp_path / "heads").glob("*/*/"):
+        folder.rmdir()
+    found, _ = outcomes(make_features(), tmp_path, replace(config, context=(2,)))
+    assert refitted(found) == {"action-linear", "activity-linear"}, "the scene heads know no context"
+    assert not [path for path in (tmp_path / "heads").glob("*/*") if path.is_file()], "what is stale goes"
+
+
 def test_labels_and_scenes_of_the_test_split_change_no_file(
     make_features: MakeFeatures, manifest: Manifest, relabel: Callable, quick: HeadsConfig, tmp_path: Path
 ) -> None:
@@ -88,7 +114,7 @@ def test_damaged_and_missing_files_are_made_again(
     config = replace(quick, learners=("linear",))
     outcomes(make_features(), tmp_path, config)
     oof = (tmp_path / "oof.parquet").read_bytes()
-    part = tmp_path / "heads" / "front-rgb" / "action-linear.oof.parquet"
+    (part,) = (tmp_path / "heads" / "front-rgb").glob("*/action-linear.oof.parquet")
     part.write_bytes(part.read_bytes()[:-10])
     (tmp_path / "oof.parquet").write_bytes(oof[:100])
     found, written = outcomes(make_features(), tmp_path, config)
