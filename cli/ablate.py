@@ -140,14 +140,23 @@ def _prepare(
     ensembles = plan_ensembles(planned, run, exam)
     work = _Work(
         grid, manifest, data, store, planned, missing_heads, ensembles, find_ensembles(ensembles), exam,
-        _missing_features(list(features.values())),
+        _missing_features(grid, features),
     )  # fmt: skip
     _warn(work)
     return work
 
 
-def _missing_features(features: "list[FeatureSet]") -> tuple[str, ...]:
-    return tuple(dict.fromkeys(str(key) for source in features for key in source.missing))
+def _missing_features(grid: "Grid", features: "dict[str, FeatureSet]") -> tuple[str, ...]:
+    """Return which features that some variant takes are still to be extracted."""
+    from talstack.cli.ablation import selects
+
+    missing = [
+        str(key)
+        for variant in grid.variants
+        for key in features[variant.selection.extraction].missing
+        if selects(variant, key.view, key.modality)
+    ]
+    return tuple(dict.fromkeys(missing))
 
 
 def _warn(work: _Work) -> None:

@@ -110,7 +110,7 @@ def open_features(grid: Grid, manifest: Manifest, store: Path) -> dict[str, Feat
         views = sorted({name for view, _ in groups for name in (view, split_view(view)[0])})
         refuse_unknown_names(chosen.views, views, what=f"{where} view")
         refuse_unknown_names(chosen.modalities, sorted({m for _, m in groups}), what=f"{where} modality")
-        if not any(_selects(variant, view, modality) for view, modality in groups):
+        if not any(selects(variant, view, modality) for view, modality in groups):
             raise InputError(f"{where} {', '.join(chosen.modalities)} for views {', '.join(chosen.views)}")
     return features
 
@@ -124,7 +124,7 @@ def plan_heads(grid: Grid, features: Mapping[str, FeatureSet], run: Path) -> lis
         key = (variant.selection.extraction, canonical_json(to_dict(variant.heads)))
         if key not in jobs:
             jobs[key] = heads_run.plan_jobs(source, run, variant.heads)
-        own = [job for job in jobs[key] if _selects(variant, job.key.view, job.key.modality)]
+        own = [job for job in jobs[key] if selects(variant, job.key.view, job.key.modality)]
         planned.append(Planned(variant, tuple(HeadTask(job, source, variant.heads) for job in own)))
     return planned
 
@@ -322,7 +322,8 @@ def _detections(
     return table, result.record["warnings"]
 
 
-def _selects(variant: Variant, view: str, modality: str) -> bool:
+def selects(variant: Variant, view: str, modality: str) -> bool:
+    """Return whether a variant takes the features of a group."""
     chosen = variant.selection
     by_view = not chosen.views or view in chosen.views or split_view(view)[0] in chosen.views
     return by_view and (not chosen.modalities or modality in chosen.modalities)

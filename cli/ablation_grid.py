@@ -105,11 +105,12 @@ def read_grid(path: Path, default_config: Path | None = None) -> Grid:
         raise ConfigError(f"{path}: mode: expected {' or '.join(map(repr, MODES))}, got {mode!r}")
     base = _variant(BASE, {}, base_config, base_changes, where=path)
     named = list(_changes(content, mode, path))
-    variants: dict[str, Variant] = {} if mode == "product" else {_settings(base): base}
+    crossed = mode == "product" and bool(content.get("grid"))
+    variants: dict[str, Variant] = {} if crossed else {_settings(base): base}
     for name, changes in named:
         changed = _variant(name, changes, base_config, base_changes, where=path)
         variants.setdefault(_settings(changed), changed)
-    num_repeated = len(named) + (mode != "product") - len(variants)
+    num_repeated = len(named) + (not crossed) - len(variants)
     if len(variants) < 2:
         raise ConfigError(f"{path}: nothing to compare: give [grid] lists of values, or add a [[variant]]")
     names = [variant.name for variant in variants.values()]
@@ -146,11 +147,12 @@ def _changes(content: Mapping[str, Any], mode: str, path: Path) -> Iterator[tupl
     """Yield (name, changes against the base) of every variant that the file asks for."""
     lists = _lists(content, path)
     if lists and mode == "product":
-        for values in itertools.product(*lists.values()):
-            yield _called(changes := dict(zip(lists, values, strict=True))), changes
-    for key, values in lists.items() if mode != "product" else ():
-        for value in values:
-            yield _called({key: value}), {key: value}
+        for chosen in itertools.product(*lists.values()):
+            changes = dict(zip(lists, chosen, strict=True))
+            yield _called(changes), changes
+    singly = lists if mode != "product" else {}
+    for key, value in ((key, value) for key, values in singly.items() for value in values):
+        yield _called({key: value}), {key: value}
     tables = content.get("variant", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise ConfigError(f"{path}: variant: expected [[variant]] tables, each with a name and what it changes")

@@ -77,8 +77,7 @@ def score_variants(
         scored.append((found.a, found.average_difference, found.share_a_better))
     order = sorted(range(len(scored)), key=lambda i: (-scored[i][0].average_map.estimate, i))
     return [
-        Row(rank, planned[i].variant, *scored[i], *_costs(planned[i], ensembles[i], seconds))
-        for rank, i in enumerate(order, start=1)
+        _row(rank, planned[i], ensembles[i], scored=scored[i], seconds=seconds) for rank, i in enumerate(order, start=1)
     ]
 
 
@@ -91,13 +90,18 @@ def _detections(plan: Planned, job: EnsembleJob) -> pl.DataFrame:
     return table.filter(pl.col("system") == system).select(list(DETECTION_SCHEMA))
 
 
-def _costs(
-    plan: Planned, job: EnsembleJob, seconds: Mapping[str, float]
-) -> tuple[float | None, int, str, tuple[str, ...]]:
+def _row(
+    rank: int,
+    plan: Planned,
+    job: EnsembleJob,
+    *,
+    scored: tuple[MapIntervals, Interval | None, float | None],
+    seconds: Mapping[str, float],
+) -> Row:
     record = read_record(job)
     if record is None:
         raise MissingInputError(f"{job.folder}: has gone since it was fitted; run the command again")
     names = [task.job.fingerprint for task in plan.tasks]
     known = all(name in seconds for name in names)
     spent = sum(seconds[name] for name in names) + record["seconds"] if known else None
-    return spent, len(names), job.folder.name, tuple(record["warnings"])
+    return Row(rank, plan.variant, *scored, spent, len(names), job.folder.name, tuple(record["warnings"]))

@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 from talstack.heads.config import HeadsConfig
 from talstack.heads.crossfit import FoldPlan, cross_fit
 from talstack.heads.features import read_group
-from talstack.heads.model import FORMAT_VERSION, card_path, read_card
+from talstack.heads.model import FORMAT_VERSION, card_path, read_card, write_card
 from talstack.heads.targets import task_targets
 from talstack.io.config import to_dict
 from talstack.io.errors import InputError, ModelError, TalstackError
@@ -134,38 +134,27 @@ def fit_job(job: HeadJob, features: FeatureSet, config: HeadsConfig) -> HeadResu
         _write_table(table_file, fitted.table)
         card["files"][table_file.name] = sha256_file(table_file)
     card |= {"fingerprint": job.fingerprint, "num_unpredicted": fitted.num_unpredicted}
-    write_json(card_path(job.folder, key), card)
+    write_card(card_path(job.folder, key), card)
+    _remove_older_layout(job)
     return HeadResult(key, "skipped" if fitted.head is None else "fitted", fitted.num_unpredicted)
 
 
 def cached_result(job: HeadJob) -> HeadResult | None:
     """Return the result of a head that is there, whole and of this fingerprint; None where it must be fitted."""
-    _move_from_older_layout(job)
     try:
         card = read_card(card_path(job.folder, job.key))
     except ModelError:
         return None
-    files: Mapping[str, str] = card.get("files", {})
+    files: Mapping[str, str] = card["files"]
     whole = all((job.folder / name).is_file() and sha256_file(job.folder / name) == h for name, h in files.items())
     if card.get("fingerprint") != job.fingerprint or not whole:
         return None
     return HeadResult(job.key, "cached" if files else "skipped", int(card["num_unpredicted"]))
 
 
-def _move_from_older_layout(job: HeadJob) -> None:
-    """Move a head that lies one folder up, where there was room for one setting only; a stale one is removed."""
-    older = card_path(job.folder.parent, job.key)
-    try:
-        card = read_card(older)
-    except ModelError:
-        return
-    files = [older.with_name(Path(name).name) for name in card.get("files", {})]
-    if card.get("fingerprint") == job.fingerprint:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        for path in (*files, older):  # the card comes last
-            if path.is_file():
-                os.replace(path, job.folder / path.name)
-    for path in (older, *files):
+def _remove_older_layout(job: HeadJob) -> None:
+    """Remove this head's files one folder up, where they lay when there was room for one setting only."""
+    for path in job.folder.parent.glob(f"{job.key.head}.*"):
         path.unlink(missing_ok=True)
 
 

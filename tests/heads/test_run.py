@@ -82,18 +82,13 @@ def test_going_back_to_earlier_settings_fits_nothing(
     assert (tmp_path / "oof.parquet").read_bytes() == first
 
 
-def test_heads_of_the_older_layout_are_moved_not_fitted(
-    make_features: MakeFeatures, quick: HeadsConfig, tmp_path: Path
-) -> None:
-    config = replace(quick, learners=("linear",))
-    outcomes(make_features(), tmp_path, config)
-    for path in [path for path in (tmp_path / "heads").glob("*/*/*") if path.is_file()]:
-        path.rename(path.parents[1] / path.name)
-    for folder in (tmp_path / "heads").glob("*/*/"):
-        folder.rmdir()
-    found, _ = outcomes(make_features(), tmp_path, replace(config, context=(2,)))
-    assert refitted(found) == {"action-linear", "activity-linear"}, "the scene heads know no context"
-    assert not [path for path in (tmp_path / "heads").glob("*/*") if path.is_file()], "what is stale goes"
+def test_files_of_the_older_layout_are_removed(make_features: MakeFeatures, quick: HeadsConfig, tmp_path: Path) -> None:
+    older = tmp_path / "heads" / "front-rgb"
+    older.mkdir(parents=True)
+    for name in ("action-linear.json", "action-linear.design.safetensors", "notes.txt"):
+        (older / name).write_text("{}")
+    outcomes(make_features(), tmp_path, replace(quick, learners=("linear",)))
+    assert [path.name for path in older.iterdir() if path.is_file()] == ["notes.txt"]
 
 
 def test_labels_and_scenes_of_the_test_split_change_no_file(
