@@ -15,8 +15,9 @@ from talstack.cli.jobs import jobs_option
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from talstack.cli.ablation import EnsembleJob, Exam, HeadTask, Planned
+    from talstack.cli.ablation import EnsembleJob, Exam, Planned
     from talstack.cli.ablation_grid import Grid
+    from talstack.heads.run import HeadTask
     from talstack.io.extraction import FeatureSet
     from talstack.io.manifest import Manifest
 

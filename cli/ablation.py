@@ -23,9 +23,8 @@ from talstack.ensemble.config import EnsembleConfig
 from talstack.ensemble.crossfit import learnable_folds
 from talstack.ensemble.heads_run import HeadsRun
 from talstack.heads import run as heads_run
-from talstack.heads.config import HeadsConfig
 from talstack.heads.crossfit import FoldPlan
-from talstack.heads.run import HeadJob, HeadResult
+from talstack.heads.run import HeadJob, HeadResult, HeadTask
 from talstack.io.config import to_dict
 from talstack.io.detections import write_parquet
 from talstack.io.errors import InputError, MissingInputError, TalstackError
@@ -76,15 +75,6 @@ class EnsembleJob:
     singles: bool
     folder: Path
     fingerprint: str
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class HeadTask:
-    """A head, and what fitting it needs."""
-
-    job: HeadJob
-    features: FeatureSet
-    config: HeadsConfig
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,10 +141,10 @@ def fit_heads(
     """Fit the heads of all variants at once; return {fingerprint: result}. Each is kept as soon as it is done."""
     path = run / "ablation" / "seconds.json"
     seconds, results = read_seconds(run), {}
-    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=2 * jobs)
-    for task_name, result, spent in parallel(joblib.delayed(_fit_head)(task) for task in tasks):
-        results[task_name] = result
-        write_json(path, seconds := {**seconds, task_name: round(spent, 3)})
+    for result in heads_run.fit_tasks(tasks, jobs=jobs):
+        results[result.fingerprint] = result
+        seconds = {**seconds, result.fingerprint: round(result.seconds, 3)}
+        write_json(path, seconds)
         report()
     return results
 
@@ -166,12 +156,6 @@ def read_seconds(run: Path) -> dict[str, float]:
     except TalstackError:
         return {}
     return seconds if isinstance(seconds, dict) else {}
-
-
-def _fit_head(task: HeadTask) -> tuple[str, HeadResult, float]:
-    started = time.perf_counter()
-    result = heads_run.fit_job(task.job, task.features, task.config)
-    return task.job.fingerprint, result, time.perf_counter() - started
 
 
 def set_exam(

@@ -114,7 +114,8 @@ def run_ensemble(
     (run / "metrics.json").unlink(missing_ok=True)
     evidence = _evidence(manifest, heads, scored)
     report("fitting the stacker and the weighted ensemble")
-    systems, learned = _fit_systems(training, evidence, run / "stack", config=config, singles=singles, jobs=jobs)
+    systems, learned = _fit_systems(training, evidence, run / "stack", config=config, jobs=jobs)
+    systems = [system for system in systems if singles or system.name in ENSEMBLES]
     decoder = Decoder.of(manifest, heads.segment_s, list(training.evidence.index.recordings))
     report(f"tuning the intervals of {len(systems)} systems")
     tuned = _tune_all(
@@ -204,9 +205,9 @@ def _evidence(manifest: Manifest, heads: HeadsRun, recordings: list[str]) -> Evi
 
 
 def _fit_systems(
-    training: Training, evidence: Evidence, folder: Path, *, config: EnsembleConfig, singles: bool, jobs: int
+    training: Training, evidence: Evidence, folder: Path, *, config: EnsembleConfig, jobs: int
 ) -> tuple[list[System], dict[str, Any]]:
-    """Return the systems, stack first, and what was learned; the models are saved into the folder."""
+    """Return all systems, stack first, and what was learned; the models are saved into the folder."""
     held_out, penalty = cross_fit_stacker(training, config=config, jobs=jobs)
     stacker = fit_stacker(training, penalty, config=config)
     stacker.save(folder)
@@ -220,7 +221,7 @@ def _fit_systems(
         System("weighted", cross_fit_weighted(training, config=config, jobs=jobs), combine(evidence, weights)),
         System("mean", combine(training.evidence), combine(evidence)),
     ]
-    for key in models if singles else ():
+    for key in models:
         systems.append(
             System(str(key), combine(training.evidence.with_models([key])), combine(evidence.with_models([key])))
         )

@@ -9,7 +9,8 @@ side and going back to earlier settings fits nothing.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from talstack.io.config import to_dict
 from talstack.io.errors import InputError, ModelError, TalstackError
 from talstack.io.extraction import FeatureSet
 from talstack.io.files import atomic_path, canonical_json, read_json, sha256_file, sha256_text, write_json
+from talstack.io.manifest import Manifest
 from talstack.io.predictions import SCHEMA, ModelKey
 
 _FOLDER_DIGITS = 12
@@ -59,11 +61,24 @@ class HeadResult:
         key: which head.
         outcome: "fitted", "cached", or "skipped" where no training recording has labelled features.
         num_unpredicted: recordings with features but without a prediction, for want of training recordings.
+        fingerprint: of the job.
+        seconds: that fitting took just now; 0 where nothing was fitted.
     """
 
     key: ModelKey
     outcome: str
     num_unpredicted: int
+    fingerprint: str
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeadTask:
+    """A head to be fitted, and what that needs."""
+
+    job: HeadJob
+    features: FeatureSet
+    config: HeadsConfig
 
 
 def plan_jobs(features: FeatureSet, run: Path, config: HeadsConfig) -> list[HeadJob]:
@@ -75,12 +90,13 @@ def plan_jobs(features: FeatureSet, run: Path, config: HeadsConfig) -> list[Head
     manifest = features.manifest
     plan = FoldPlan.of(manifest, features.seen, config)
     tasks = [task for task in config.tasks if task != "scene" or len(manifest.scenes) > 1]
+    labels = {task: _labels(manifest, plan, task) for task in tasks}
     jobs = []
     for learner in sorted(config.learners):  # gbm before linear
         for task in sorted(tasks, key=("action", "activity", "scene").index):
             for view, modality in features.groups:
                 key = ModelKey(view, modality, f"{task}-{learner}")
-                fingerprint = sha256_text(canonical_json(_identity(features, key, plan, config)))
+                fingerprint = sha256_text(canonical_json(_identity(features, key, plan, config, labels[task])))
                 folder = run / "heads" / _folder_name(view, modality) / fingerprint[:_FOLDER_DIGITS]
                 jobs.append(HeadJob(key, folder, fingerprint))
     return jobs
@@ -108,18 +124,23 @@ def run_heads(
     results = [result for result in found.values() if result is not None]
     for result in results:
         report(result)
-    todo = [job for job in planned if found[job.key] is None]
-    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=2 * jobs)
-    for result in parallel(joblib.delayed(fit_job)(job, features, config) for job in todo):
+    todo = [HeadTask(job, features, config) for job in planned if found[job.key] is None]
+    for result in fit_tasks(todo, jobs=jobs):
         results.append(result)
         report(result)
     results.sort(key=lambda result: result.key)
     return results, _write_run(run, planned, results, features=features, config=config)
 
 
+def fit_tasks(tasks: Sequence[HeadTask], *, jobs: int) -> Iterator[HeadResult]:
+    """Fit heads, of one setting or of several, in as many processes; yield each result as soon as it is there."""
+    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=2 * jobs)
+    yield from parallel(joblib.delayed(fit_job)(task.job, task.features, task.config) for task in tasks)
+
+
 def fit_job(job: HeadJob, features: FeatureSet, config: HeadsConfig) -> HeadResult:
     """Cross-fit one head and write its files; the card comes last."""
-    key = job.key
+    started, key = time.perf_counter(), job.key
     with threadpool_limits(limits=1):
         group = read_group(features, key.view, key.modality)
         if key.task != "scene":
@@ -136,7 +157,8 @@ def fit_job(job: HeadJob, features: FeatureSet, config: HeadsConfig) -> HeadResu
     card |= {"fingerprint": job.fingerprint, "num_unpredicted": fitted.num_unpredicted}
     write_card(card_path(job.folder, key), card)
     _remove_older_layout(job)
-    return HeadResult(key, "skipped" if fitted.head is None else "fitted", fitted.num_unpredicted)
+    outcome, seconds = "skipped" if fitted.head is None else "fitted", time.perf_counter() - started
+    return HeadResult(key, outcome, fitted.num_unpredicted, job.fingerprint, seconds)
 
 
 def cached_result(job: HeadJob) -> HeadResult | None:
@@ -149,7 +171,7 @@ def cached_result(job: HeadJob) -> HeadResult | None:
     whole = all((job.folder / name).is_file() and sha256_file(job.folder / name) == h for name, h in files.items())
     if card.get("fingerprint") != job.fingerprint or not whole:
         return None
-    return HeadResult(job.key, "cached" if files else "skipped", int(card["num_unpredicted"]))
+    return HeadResult(job.key, "cached" if files else "skipped", int(card["num_unpredicted"]), job.fingerprint)
 
 
 def _remove_older_layout(job: HeadJob) -> None:
@@ -224,20 +246,20 @@ def _same(sidecar: Path, content: Mapping[str, Any], oof_sha256: str) -> bool:
     return isinstance(found, dict) and all(found.get(name) == value for name, value in wanted.items())
 
 
-def _identity(features: FeatureSet, key: ModelKey, plan: FoldPlan, config: HeadsConfig) -> dict[str, Any]:
+def _labels(manifest: Manifest, plan: FoldPlan, task: str) -> dict[str, Any]:
+    """Return the labels of a task that its heads learn from: classes, and the hash of the table's rows."""
+    columns = ["recording", "scene"] if task == "scene" else ["recording", "start_s", "end_s", "label"]
+    table = manifest.recordings if task == "scene" else manifest.instances
+    learned_from = table.filter(pl.col("recording").is_in(sorted(plan.learn))).select(columns).sort(columns)
+    classes = manifest.scenes if task == "scene" else manifest.actions
+    return {"classes": list(classes), "rows_sha256": sha256_text(learned_from.write_csv())}
+
+
+def _identity(
+    features: FeatureSet, key: ModelKey, plan: FoldPlan, config: HeadsConfig, labels: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return everything that the predictions of a head depend on; labels of the recordings it learns from alone."""
-    manifest = features.manifest
-    recordings = sorted(manifest.recordings["recording"])
-    learn = pl.col("recording").is_in(sorted(plan.learn))
-    labels: dict[str, Any] = {"classes": list(manifest.scenes if key.task == "scene" else manifest.actions)}
-    if key.task == "scene":
-        scenes = manifest.recordings.filter(learn).select("recording", "scene").sort("recording")
-        labels["scenes"] = [list(row) for row in scenes.iter_rows()]
-    else:
-        columns = ["recording", "start_s", "end_s", "label"]
-        labels["instances"] = [
-            list(row) for row in manifest.instances.filter(learn).select(columns).sort(columns).iter_rows()
-        ]
+    recordings = sorted(features.manifest.recordings["recording"])
     prefix = f"{key.learner}_"
     settings = {
         name: value
@@ -253,7 +275,7 @@ def _identity(features: FeatureSet, key: ModelKey, plan: FoldPlan, config: Heads
         "recordings": recordings,
         "folds": dict(plan.folds),
         "learn": sorted(plan.learn),
-        "labels": labels,
+        "labels": dict(labels),
         **({} if features.link == "softmax" else {"link": features.link}),
         **({} if features.is_comparable(key.view, key.modality) else {"features": "log-probabilities"}),
     }

@@ -100,13 +100,19 @@ def write_store(folder: Path, manifest: Manifest, extraction: Extraction, noise:
 def fits(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """Return lists that grow: heads that are fitted, and splits that ensembles are fitted for."""
     counted: dict[str, list[str]] = {"heads": [], "ensembles": []}
-    fit_job, fit_stacker = heads_run.fit_job, ensemble_run.fit_stacker
-    monkeypatch.setattr(
-        heads_run, "fit_job", lambda job, *rest: (counted["heads"].append(str(job.key)), fit_job(job, *rest))[1]
-    )
-    monkeypatch.setattr(
-        ensemble_run, "fit_stacker", lambda *a, **k: (counted["ensembles"].append(""), fit_stacker(*a, **k))[1]
-    )
+    fit_job, run_ensemble = heads_run.fit_job, ensemble_run.run_ensemble
+
+    def count_head(job, *rest):
+        counted["heads"].append(str(job.key))
+        return fit_job(job, *rest)
+
+    def count_ensemble(*arguments, **options):
+        result = run_ensemble(*arguments, **options)
+        counted["ensembles"] += [] if result.cached else [options["split"]]
+        return result
+
+    monkeypatch.setattr(heads_run, "fit_job", count_head)
+    monkeypatch.setattr(ensemble_run, "run_ensemble", count_ensemble)
     return counted
 
 
