@@ -27,7 +27,7 @@ from talstack.heads.crossfit import FoldPlan
 from talstack.heads.run import HeadJob, HeadResult, HeadTask
 from talstack.io.config import to_dict
 from talstack.io.detections import write_parquet
-from talstack.io.errors import InputError, MissingInputError, TalstackError
+from talstack.io.errors import ConfigError, InputError, MissingInputError, TalstackError
 from talstack.io.extraction import FeatureSet
 from talstack.io.files import canonical_json, read_json, sha256_text, write_json
 from talstack.io.manifest import Manifest
@@ -106,7 +106,11 @@ def open_features(grid: Grid, manifest: Manifest, store: Path) -> dict[str, Feat
 
 
 def plan_heads(grid: Grid, features: Mapping[str, FeatureSet], run: Path) -> list[Planned]:
-    """Return the heads of every variant; variants that share a head share its job."""
+    """Return the heads of every variant; variants that share a head share its job.
+
+    Raises:
+        ConfigError: a variant has no action head, so nothing to make detections of.
+    """
     jobs: dict[tuple[str, str], list[HeadJob]] = {}
     planned = []
     for variant in grid.variants:
@@ -115,6 +119,8 @@ def plan_heads(grid: Grid, features: Mapping[str, FeatureSet], run: Path) -> lis
         if key not in jobs:
             jobs[key] = heads_run.plan_jobs(source, run, variant.heads)
         own = [job for job in jobs[key] if selects(variant, job.key.view, job.key.modality)]
+        if not any(job.key.task == "action" for job in own):
+            raise ConfigError(f"variant {variant.name!r}: heads.tasks without 'action': nothing to make detections of")
         planned.append(Planned(variant, tuple(HeadTask(job, source, variant.heads) for job in own)))
     return planned
 

@@ -305,6 +305,7 @@ def test_missing_features_are_listed(world: Path) -> None:
         ('[grid]\n"sampling.segment_s" = [0.5]\n', "changes the features themselves, and ablate extracts none"),
         ('[grid]\n"extract.views" = [["frnt"]]\n', "no features of view 'frnt'; there: ego, front; did you mean"),
         ('[grid]\n"extract.modalities" = [["audio"]]\n', "no features of modality 'audio'; there: rgb"),
+        ('[grid]\n"heads.tasks" = [["scene"]]\n', "heads.tasks without 'action': nothing to make detections of"),
         ('[grid]\nextraction = ["other"]\n', "no extraction named 'other' (there: noisy, toy)"),
         ('[grid]\n"ensemble.system" = ["stak"]\n', "no system 'stak'; there: "),
         ("[grid]\n", "nothing to compare: give [grid] lists of values, or add a [[variant]]"),
