@@ -40,11 +40,13 @@ def command(  # noqa: PLR0913 - one parameter per option
     from talstack.heads.quality import quality_table
     from talstack.io.extraction import FeatureSet
     from talstack.io.manifest import Manifest
+    from talstack.io.runs import record_data
 
     config = load_config(config_file)
     features = FeatureSet.open(Manifest.load(data), store, name)
     results, written = _run(features, run, config.heads, jobs)
     config.save_resolved(run)
+    record_data(run, data, store)
     quality = quality_table(pl.read_parquet(run / "oof.parquet"), features)
     if as_json:
         click.echo(json.dumps(_summary(run, results, quality, features, written=written), allow_nan=False))

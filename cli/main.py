@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from talstack.cli import (
+    ablate,
     cache,
     compare,
     demo_data,
@@ -40,9 +41,9 @@ def main() -> None:
     """Find which actions happen when in long recordings filmed by several cameras.
 
     The usual order: import (or demo-data), sync, finetune, extract, heads, tune, submit, evaluate. Every step skips
-    what is already there. Then: diagnose says why a score is what it is, compare whether another is better, validate
-    what the competition would refuse; cache looks after the features. Exit codes: 0 done, 1 incomplete (what is
-    missing is listed), 2 wrong usage or input.
+    what is already there. Then: ablate compares settings of heads and ensembles, diagnose says why a score is what it
+    is, compare whether another is better, validate what the competition would refuse; cache looks after the features.
+    Exit codes: 0 done, 1 incomplete (what is missing is listed), 2 wrong usage or input.
     """
 
 
@@ -56,6 +57,7 @@ for _module in (
     cache,
     heads,
     tune,
+    ablate,
     submit,
     evaluate,
     diagnose,

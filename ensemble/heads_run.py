@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -46,26 +47,45 @@ class HeadsRun:
             if not path.is_file():
                 raise MissingInputError(f"{path}: no such file; run `talstack heads` first")
         record = read_json(record_path)
-        if record.get("format_version") != FORMAT_VERSION:
-            raise InputError(
-                f"{record_path}: format_version {record.get('format_version')!r}, expected 1; run heads again"
-            )
-        for name, expected in [("dataset", manifest.name), ("actions", manifest.actions), ("scenes", manifest.scenes)]:
-            got = record.get(name)
-            if (got if name == "dataset" else tuple(got or ())) != expected:
-                raise InputError(
-                    f"{record_path}: made for {name} {got!r:.100}, the data set has {expected!r:.100}; run "
-                    "`talstack heads` on this data set"
-                )
+        _check_record(record, manifest, where=record_path)
         table, sha256 = _read_table(table_path), sha256_file(table_path)
-        for folds in (dict(manifest.folds.iter_rows()), record.get("folds")):
-            if folds:
-                _check_folds(table, folds, record.get("learned_from", ()), where=table_path)
         if record.get("oof_sha256", sha256) != sha256:
             raise InputError(
                 f"{table_path}: not the table that {record_path.name} describes; run `talstack heads` again"
             )
+        return cls.of(table, record, manifest, sha256=sha256, where=table_path)
+
+    @classmethod
+    def of(
+        cls, table: pl.DataFrame, record: Mapping[str, Any], manifest: Manifest, *, sha256: str, where: Path
+    ) -> "HeadsRun":
+        """Return the run of a table and its record, the content of heads.json.
+
+        Args:
+            sha256: hash of whatever the table's content depends on.
+            where: what to call the table in messages.
+
+        Raises:
+            InputError, LeakError: as `load`.
+        """
+        _check_record(record, manifest, where=where)
+        for folds in (dict(manifest.folds.iter_rows()), record.get("folds")):
+            if folds:
+                _check_folds(table, folds, record.get("learned_from", ()), where=where)
         return cls(table, float(record["segment_s"]), frozenset(record["seen"]), sha256)
+
+
+def _check_record(record: Mapping[str, Any], manifest: Manifest, *, where: Path) -> None:
+    """Raise InputError where heads.json is of another format or was made for another data set."""
+    if record.get("format_version") != FORMAT_VERSION:
+        raise InputError(f"{where}: format_version {record.get('format_version')!r}, expected 1; run heads again")
+    for name, expected in [("dataset", manifest.name), ("actions", manifest.actions), ("scenes", manifest.scenes)]:
+        got = record.get(name)
+        if (got if name == "dataset" else tuple(got or ())) != expected:
+            raise InputError(
+                f"{where}: made for {name} {got!r:.100}, the data set has {expected!r:.100}; run "
+                "`talstack heads` on this data set"
+            )
 
 
 def _read_table(path: Path) -> pl.DataFrame:

@@ -83,6 +83,8 @@ def run_ensemble(
     split: str = "test",
     jobs: int = 1,
     allow_seen: bool = False,
+    heads: HeadsRun | None = None,
+    singles: bool = True,
     report: Callable[[str], None] = lambda step: None,
 ) -> EnsembleResult:
     """Fit the ensemble on unseen out-of-fold predictions and predict the recordings of `split`.
@@ -95,19 +97,23 @@ def run_ensemble(
         run: the folder that `talstack heads` wrote.
         jobs: threads.
         allow_seen: score recordings that the backbone was fine-tuned on; the metrics then count them.
+        heads: the heads' predictions; read from the run's folder by default.
+        singles: tune and score every single model too, which takes most of the time where there are many.
         report: is told what is being done.
 
     Raises:
         MissingInputError, InputError: heads' files are missing or made for other data, or the split is empty.
         LeakError: recordings of the split were seen by the backbone, or nothing unseen is left to learn from.
     """
-    heads = HeadsRun.load(run, manifest)
+    heads = heads or HeadsRun.load(run, manifest)
     scored = recordings_to_score(manifest, split, heads.seen, allow_seen=allow_seen)
     off_limits = heads.seen | set(scored)
     folds = learnable_folds(heads.table, seen=heads.seen, scored=scored, groups=manifest.groups)
     basis = tuning_basis(manifest, heads, config, list(folds))
     chosen = load_tuned(run, basis)
-    fingerprint = _fingerprint(manifest, heads, config, split=split, allow_seen=allow_seen, chosen=chosen)
+    fingerprint = _fingerprint(
+        manifest, heads, config, split=split, allow_seen=allow_seen, chosen=chosen, singles=singles
+    )
     cached = _cached(run, fingerprint)
     if cached is not None:
         return cached
@@ -117,6 +123,7 @@ def run_ensemble(
     evidence = evidence_of(manifest, heads, scored)
     report("fitting the stacker and the weighted ensemble")
     systems, learned = fit_systems(training, evidence, run / "stack", config=config, jobs=jobs)
+    systems = [system for system in systems if singles or system.name in ENSEMBLES]
     decoder = decoder_of(manifest, heads, list(training.evidence.index.recordings), scored)
     report(f"tuning the intervals of {len(systems)} systems")
     problems = _problems(decoder, systems, training, manifest.instances, off_limits)
@@ -167,6 +174,7 @@ def _fingerprint(
     split: str,
     allow_seen: bool,
     chosen: Mapping[str, DecodeSettings],
+    singles: bool,
 ) -> str:
     tables = {name: getattr(manifest, name).write_csv() for name in ("recordings", "instances")}
     return sha256_text(
@@ -179,6 +187,7 @@ def _fingerprint(
                 "config": to_dict(config),
                 "split": split,
                 "allow_seen": allow_seen,
+                **({} if singles else {"singles": False}),
                 "data": {name: sha256_text(text) for name, text in tables.items()},
                 "classes": [list(manifest.actions), list(manifest.scenes)],
                 "chosen": {name: asdict(settings) for name, settings in chosen.items()},

@@ -23,11 +23,11 @@ from talstack.ensemble.evidence import Evidence
 from talstack.ensemble.hierarchical import ClassWeights, Penalty, fit_path
 from talstack.ensemble.weighted import mean_of
 from talstack.io.errors import ModelError
-from talstack.io.files import atomic_path, read_json, write_json
+from talstack.io.files import atomic_path, read_json, sha256_file, write_json
 from talstack.io.predictions import ModelKey
 from talstack.io.view_names import split_view
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: the card holds the hash of the arrays
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,6 +123,7 @@ class Stacker:
                 "actions": list(self.actions),
                 "scenes": list(self.scenes),
                 "neighbours": list(self.neighbours),
+                "arrays_sha256": sha256_file(folder / "stacker.safetensors"),
                 "penalty": {"shared": self.penalty.shared, "deviation": self.penalty.deviation},
                 "boosted_share": share,
             },
@@ -137,9 +138,12 @@ class Stacker:
             ModelError: a damaged file or another format.
         """
         card = read_json(folder / "stacker.json")
-        if card.get("format_version") != FORMAT_VERSION:
-            raise ModelError(f"{folder}: stacker format {card.get('format_version')!r}, expected {FORMAT_VERSION}")
+        version = card.get("format_version") if isinstance(card, dict) else None
+        if version != FORMAT_VERSION:
+            raise ModelError(f"{folder}: stacker format {version!r}, expected {FORMAT_VERSION}; run `talstack submit`")
         try:
+            if sha256_file(folder / "stacker.safetensors") != card["arrays_sha256"]:
+                raise ModelError(f"{folder}: not a stacker that talstack wrote: stacker.safetensors has changed since")
             arrays = load_file(folder / "stacker.safetensors")
             return cls(
                 models=tuple(ModelKey(*names) for names in card["models"]),

@@ -6,6 +6,7 @@
 <head>.lightgbm.txt         a boosted head's trees
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from talstack.heads.linear import LinearHead
 from talstack.heads.solver import Link
 from talstack.heads.targets import TaskTargets
 from talstack.io.errors import InputError, ModelError, TalstackError
-from talstack.io.files import read_json, sha256_file
+from talstack.io.files import canonical_json, read_json, sha256_file, sha256_text, write_json
 from talstack.io.predictions import ModelKey
 
 FORMAT_VERSION = 2  # of the files, and of what the code computes: raise it when either changes
@@ -102,7 +103,7 @@ class TrainedHead:
         return probs, valid
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Write the head's files; return its card, which the caller completes and writes as `card_path`."""
+        """Write the head's files; return its card, which the caller completes and hands to `write_card`."""
         stem = folder / self.key.head
         design = write_arrays(stem.with_name(stem.name + ".design.safetensors"), self.design.arrays())
         files = [design, *self.learner.save(stem)]
@@ -139,10 +140,17 @@ class TrainedHead:
             design = Design.from_arrays(read_arrays(stem.with_name(stem.name + ".design.safetensors")), settings)
             learner = _LEARNERS[key.learner].load(stem, link=card["link"], summary=card["learner"])
             return cls(key, tuple(card["classes"]), card["link"], design, learner)
-        except (KeyError, TypeError, IndexError) as error:
+        except ModelError:
+            raise
+        except (KeyError, TypeError, IndexError, ValueError) as error:
             raise ModelError(
                 f"{card_file}: not the card of a head ({type(error).__name__}: {error}); run `talstack heads` again"
             ) from error
+
+
+def write_card(card_file: Path, card: Mapping[str, Any]) -> None:
+    """Write a card with a hash of its own content: what was fitted stands in it too (penalties, prior shifts)."""
+    write_json(card_file, {**card, "card_sha256": sha256_text(canonical_json(card))})
 
 
 def read_card(card_file: Path) -> dict[str, Any]:
@@ -153,12 +161,22 @@ def read_card(card_file: Path) -> dict[str, Any]:
     """
     try:
         card: dict[str, Any] = read_json(card_file)
-    except TalstackError as error:
+    except (TalstackError, ValueError, RecursionError) as error:
         raise ModelError(f"{error}; run `talstack heads` again") from error
     version = card.get("format_version") if isinstance(card, dict) else None
     if version != FORMAT_VERSION:
         raise ModelError(f"{card_file}: format_version {version!r}, expected {FORMAT_VERSION}; run `talstack heads`")
+    if not _is_whole(card):
+        raise ModelError(f"{card_file}: damaged, or not a card that talstack wrote; run `talstack heads` again")
     return card
+
+
+def _is_whole(card: Mapping[str, Any]) -> bool:
+    content = {name: value for name, value in card.items() if name != "card_sha256"}
+    try:
+        return card.get("card_sha256") == sha256_text(canonical_json(content))
+    except ValueError:  # NaN or infinity, which talstack never writes
+        return False
 
 
 def card_path(folder: Path, key: ModelKey) -> Path:

@@ -1,12 +1,17 @@
 """Stage two of a run: every head of every (view, modality), in parallel, each done once per fingerprint.
 
-RUN/heads/<view>-<modality>/components/           what the heads of a group share (heads.components)
-RUN/heads/<view>-<modality>/<head>.*              the head's files (heads.model) and its <head>.oof.parquet
-RUN/oof.parquet                                   all out-of-fold predictions, one long table
-RUN/heads.json                                    what the table holds and what it was made from; written last
+RUN/heads/<view>-<modality>/components/              what the heads of a group share (heads.components)
+RUN/heads/<view>-<modality>/<fingerprint>/<head>.*   the head's files (heads.model) and its <head>.oof.parquet
+RUN/oof.parquet                                      all out-of-fold predictions, one long table
+RUN/heads.json                                       what the table holds and what it was made from; written last
+
+The folder of a head is named by the first digits of its fingerprint, so that heads of several settings lie side by
+side and going back to earlier settings fits nothing.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +27,16 @@ from talstack.heads.components import ComponentsJob, make_components, plan_compo
 from talstack.heads.config import HeadsConfig
 from talstack.heads.crossfit import FoldPlan, cross_fit
 from talstack.heads.features import GroupFeatures, read_group
-from talstack.heads.model import FORMAT_VERSION, card_path, read_card
+from talstack.heads.model import FORMAT_VERSION, card_path, read_card, write_card
 from talstack.heads.targets import task_targets
 from talstack.io.config import to_dict
 from talstack.io.errors import InputError, ModelError, TalstackError
 from talstack.io.extraction import FeatureSet
 from talstack.io.files import atomic_path, canonical_json, read_json, sha256_file, sha256_text, write_json
+from talstack.io.manifest import Manifest
 from talstack.io.predictions import SCHEMA, ModelKey
 
+_FOLDER_DIGITS = 12
 _SHARED_SETTINGS = ("clip", "class_weight", "inner_folds", "seed")
 
 
@@ -58,11 +65,24 @@ class HeadResult:
         key: which head.
         outcome: "fitted", "cached", or "skipped" where no training recording has labelled features.
         num_unpredicted: recordings with features but without a prediction, for want of training recordings.
+        fingerprint: of the job.
+        seconds: that fitting took just now; 0 where nothing was fitted.
     """
 
     key: ModelKey
     outcome: str
     num_unpredicted: int
+    fingerprint: str
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeadTask:
+    """A head to be fitted, and what that needs."""
+
+    job: HeadJob
+    features: FeatureSet
+    config: HeadsConfig
 
 
 def plan_jobs(features: FeatureSet, run: Path, config: HeadsConfig) -> list[HeadJob]:
@@ -74,6 +94,7 @@ def plan_jobs(features: FeatureSet, run: Path, config: HeadsConfig) -> list[Head
     manifest = features.manifest
     plan = FoldPlan.of(manifest, features.seen, config)
     tasks = [task for task in config.tasks if task != "scene" or len(manifest.scenes) > 1]
+    labels = {task: _labels(manifest, plan, task) for task in tasks}
     jobs = []
     components = {}
     for view, modality in features.groups:
@@ -83,8 +104,9 @@ def plan_jobs(features: FeatureSet, run: Path, config: HeadsConfig) -> list[Head
         for task in sorted(tasks, key=("action", "boundary", "activity", "scene").index):
             for view, modality in features.groups:
                 key, made = ModelKey(view, modality, f"{task}-{learner}"), components[view, modality]
-                fingerprint = sha256_text(canonical_json(_identity(features, key, plan, config, made)))
-                jobs.append(HeadJob(key, run / "heads" / _folder_name(view, modality), fingerprint, made))
+                fingerprint = sha256_text(canonical_json(_identity(features, key, plan, config, labels[task], made)))
+                folder = run / "heads" / _folder_name(view, modality) / fingerprint[:_FOLDER_DIGITS]
+                jobs.append(HeadJob(key, folder, fingerprint, made))
     return jobs
 
 
@@ -106,23 +128,28 @@ def run_heads(
         (one result per head, in sorted order; whether the run's files were written anew).
     """
     planned = plan_jobs(features, run, config)
-    found = {job.key: _cached(job) for job in planned}
+    found = {job.key: cached_result(job) for job in planned}
     results = [result for result in found.values() if result is not None]
     for result in results:
         report(result)
-    todo = [job for job in planned if found[job.key] is None]
-    _make_components(todo, features, config, jobs)
-    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=2 * jobs)
-    for result in parallel(joblib.delayed(fit_job)(job, features, config) for job in todo):
+    todo = [HeadTask(job, features, config) for job in planned if found[job.key] is None]
+    for result in fit_tasks(todo, jobs=jobs):
         results.append(result)
         report(result)
     results.sort(key=lambda result: result.key)
     return results, _write_run(run, planned, results, features=features, config=config)
 
 
+def fit_tasks(tasks: Sequence[HeadTask], *, jobs: int) -> Iterator[HeadResult]:
+    """Fit heads, of one setting or of several, in as many processes; yield each result as soon as it is there."""
+    _make_components(tasks, jobs)
+    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=2 * jobs)
+    yield from parallel(joblib.delayed(fit_job)(task.job, task.features, task.config) for task in tasks)
+
+
 def fit_job(job: HeadJob, features: FeatureSet, config: HeadsConfig) -> HeadResult:
     """Cross-fit one head and write its files; the card comes last."""
-    key = job.key
+    started, key = time.perf_counter(), job.key
     with threadpool_limits(limits=1):
         source = _Source(job, features)
         group = source(-1)
@@ -136,8 +163,10 @@ def fit_job(job: HeadJob, features: FeatureSet, config: HeadsConfig) -> HeadResu
         _write_table(table_file, fitted.table)
         card["files"][table_file.name] = sha256_file(table_file)
     card |= {"fingerprint": job.fingerprint, "num_unpredicted": fitted.num_unpredicted}
-    write_json(card_path(job.folder, key), card)
-    return HeadResult(key, "skipped" if fitted.head is None else "fitted", fitted.num_unpredicted)
+    write_card(card_path(job.folder, key), card)
+    _remove_older_layout(job)
+    outcome, seconds = "skipped" if fitted.head is None else "fitted", time.perf_counter() - started
+    return HeadResult(key, outcome, fitted.num_unpredicted, job.fingerprint, seconds)
 
 
 class _Source:
@@ -159,25 +188,41 @@ class _Source:
         return group if self._job.key.task == "scene" or group.aligned.all() else group.subset(group.aligned)
 
 
-def _make_components(todo: list[HeadJob], features: FeatureSet, config: HeadsConfig, jobs: int) -> None:
-    """Make the components that the heads to be fitted share, group by group."""
-    shared = {(job.key.view, job.key.modality): job.components for job in todo if job.components is not None}
-    plan = FoldPlan.of(features.manifest, features.seen, config)
+def _make_components(tasks: Sequence[HeadTask], jobs: int) -> None:
+    """Make the components that heads to be fitted share, each once."""
+    shared = {tuple(task.job.components.files.values()): task for task in tasks if task.job.components is not None}
     parallel = joblib.Parallel(n_jobs=jobs, batch_size=1)
-    parallel(joblib.delayed(make_components)(job, features, plan) for job in shared.values() if job.missing())
+    parallel(
+        joblib.delayed(make_components)(
+            task.job.components, task.features, FoldPlan.of(task.features.manifest, task.features.seen, task.config)
+        )
+        for task in shared.values()
+        if task.job.components is not None and task.job.components.missing()
+    )
 
 
-def _cached(job: HeadJob) -> HeadResult | None:
-    """Return the result of a head that is there, whole and of this fingerprint."""
+def cached_result(job: HeadJob) -> HeadResult | None:
+    """Return the result of a head that is there, whole and of this fingerprint; None where it must be fitted."""
     try:
         card = read_card(card_path(job.folder, job.key))
     except ModelError:
         return None
-    files: Mapping[str, str] = card.get("files", {})
+    files: Mapping[str, str] = card["files"]
     whole = all((job.folder / name).is_file() and sha256_file(job.folder / name) == h for name, h in files.items())
     if card.get("fingerprint") != job.fingerprint or not whole:
         return None
-    return HeadResult(job.key, "cached" if files else "skipped", int(card["num_unpredicted"]))
+    return HeadResult(job.key, "cached" if files else "skipped", int(card["num_unpredicted"]), job.fingerprint)
+
+
+def _remove_older_layout(job: HeadJob) -> None:
+    """Remove this head's files one folder up, where they lay when there was room for one setting only."""
+    for path in job.folder.parent.glob(f"{job.key.head}.*"):
+        path.unlink(missing_ok=True)
+
+
+def read_tables(jobs: Iterable[HeadJob]) -> pl.DataFrame:
+    """Return the out-of-fold table of fitted heads, `talstack.io.predictions.SCHEMA`, in the order of the jobs."""
+    return pl.concat([pl.read_parquet(_table_path(job)) for job in jobs])
 
 
 def _write_run(
@@ -189,16 +234,22 @@ def _write_run(
     if not used:
         raise InputError(f"{features.manifest.name}: no (view, modality) has features of a recording to learn from")
     sidecar, table_file = run / "heads.json", run / "oof.parquet"
-    content = _sidecar(used, features, config)
+    content = describe_run(used, run, features=features, config=config)
     if table_file.is_file() and _same(sidecar, content, sha256_file(table_file)):
         return False
     sidecar.unlink(missing_ok=True)  # a new table never lies beside the description of an old one
-    _write_table(table_file, pl.concat([pl.read_parquet(_table_path(job)) for job in used]))
+    _write_table(table_file, read_tables(used))
     write_json(sidecar, {**content, "oof_sha256": sha256_file(table_file)})
     return True
 
 
-def _sidecar(used: list[HeadJob], features: FeatureSet, config: HeadsConfig) -> dict[str, Any]:
+def describe_run(used: Iterable[HeadJob], folder: Path, *, features: FeatureSet, config: HeadsConfig) -> dict[str, Any]:
+    """Return the content of heads.json for the out-of-fold table of these heads.
+
+    Args:
+        used: fitted heads, in the order of the table.
+        folder: where heads.json will lie; the paths of the cards are relative to it.
+    """
     manifest, extraction = features.manifest, features.extraction
     plan = FoldPlan.of(manifest, features.seen, config)
     content = {
@@ -217,7 +268,7 @@ def _sidecar(used: list[HeadJob], features: FeatureSet, config: HeadsConfig) -> 
                 "view": job.key.view,
                 "modality": job.key.modality,
                 "head": job.key.head,
-                "card": f"heads/{job.folder.name}/{job.key.head}.json",
+                "card": os.path.relpath(card_path(job.folder, job.key), folder),
                 "fingerprint": job.fingerprint,
             }
             for job in used
@@ -235,22 +286,25 @@ def _same(sidecar: Path, content: Mapping[str, Any], oof_sha256: str) -> bool:
     return isinstance(found, dict) and all(found.get(name) == value for name, value in wanted.items())
 
 
+def _labels(manifest: Manifest, plan: FoldPlan, task: str) -> dict[str, Any]:
+    """Return the labels of a task that its heads learn from: classes, and the hash of the table's rows."""
+    columns = ["recording", "scene"] if task == "scene" else ["recording", "start_s", "end_s", "label"]
+    table = manifest.recordings if task == "scene" else manifest.instances
+    learned_from = table.filter(pl.col("recording").is_in(sorted(plan.learn))).select(columns).sort(columns)
+    classes = manifest.scenes if task == "scene" else manifest.actions
+    return {"classes": list(classes), "rows_sha256": sha256_text(learned_from.write_csv())}
+
+
 def _identity(
-    features: FeatureSet, key: ModelKey, plan: FoldPlan, config: HeadsConfig, components: ComponentsJob | None
+    features: FeatureSet,
+    key: ModelKey,
+    plan: FoldPlan,
+    config: HeadsConfig,
+    labels: Mapping[str, Any],
+    components: ComponentsJob | None,
 ) -> dict[str, Any]:
     """Return everything that the predictions of a head depend on; labels of the recordings it learns from alone."""
-    manifest = features.manifest
-    recordings = sorted(manifest.recordings["recording"])
-    learn = pl.col("recording").is_in(sorted(plan.learn))
-    labels: dict[str, Any] = {"classes": list(manifest.scenes if key.task == "scene" else manifest.actions)}
-    if key.task == "scene":
-        scenes = manifest.recordings.filter(learn).select("recording", "scene").sort("recording")
-        labels["scenes"] = [list(row) for row in scenes.iter_rows()]
-    else:
-        columns = ["recording", "start_s", "end_s", "label"]
-        labels["instances"] = [
-            list(row) for row in manifest.instances.filter(learn).select(columns).sort(columns).iter_rows()
-        ]
+    recordings = sorted(features.manifest.recordings["recording"])
     prefixes = [f"{key.learner}_", f"{key.task}_", *(["context"] if key.task != "scene" else [])]
     settings = {
         name: value
@@ -267,7 +321,7 @@ def _identity(
         "recordings": recordings,
         "folds": dict(plan.folds),
         "learn": sorted(plan.learn),
-        "labels": labels,
+        "labels": dict(labels),
         **({} if features.link == "softmax" else {"link": features.link}),
         **({} if features.is_comparable(key.view, key.modality) else {"features": "log-probabilities"}),
     }

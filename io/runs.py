@@ -1,4 +1,4 @@
-"""What a run's folder says about itself: which data folder and which split."""
+"""What a run's folder says about itself: which data folder, which feature store and which split."""
 
 import os
 from pathlib import Path
@@ -10,13 +10,14 @@ from talstack.io.files import read_json, write_json
 PROVENANCE = "provenance.json"
 
 
-def record_data(run: Path, data: Path) -> None:
-    """Note the data folder in the run's provenance.json, relative to the run's folder; other entries stay."""
+def record_data(run: Path, data: Path, store: Path | None = None) -> None:
+    """Note the data folder, and the store, in the run's provenance.json, relative to the run; other entries stay."""
     path = run / PROVENANCE
     record = _read(path) if path.is_file() else {}
-    shown = os.path.relpath(data.resolve(), run.resolve())
-    if record.get("data") != shown:
-        write_json(path, {**record, "data": shown})
+    folders = {"data": data} if store is None else {"data": data, "store": store}
+    shown = {name: os.path.relpath(folder.resolve(), run.resolve()) for name, folder in folders.items()}
+    if {**record, **shown} != record:
+        write_json(path, {**record, **shown})
 
 
 def data_of(run: Path) -> Path:
@@ -26,16 +27,25 @@ def data_of(run: Path) -> Path:
         MissingInputError: the run does not say, or the folder is not there any more.
         InputError: provenance.json is not what talstack writes.
     """
+    return _folder_of(run, "data", "data folder", "name the ground truth yourself")
+
+
+def store_of(run: Path) -> Path:
+    """Return the feature store that the run's heads were fitted from; raises as `data_of`."""
+    return _folder_of(run, "store", "feature store", "name it with --store")
+
+
+def _folder_of(run: Path, entry: str, what: str, remedy: str) -> Path:
     path = run / PROVENANCE
-    shown = _read(path).get("data") if path.is_file() else None
+    shown = _read(path).get(entry) if path.is_file() else None
     if shown is None:
-        raise MissingInputError(f"{run}: does not say which data it was made from; name the ground truth yourself")
+        raise MissingInputError(f"{run}: does not say which {what} it was made from; {remedy}")
     if not isinstance(shown, str):
-        raise InputError(f"{path}: data must be the path of a data folder, got {shown!r}")
-    data = Path(os.path.normpath(run / shown))
-    if not data.is_dir():
-        raise MissingInputError(f"{data}: the data folder of run {run} is not there; name the ground truth yourself")
-    return data
+        raise InputError(f"{path}: {entry} must be the path of a {what}, got {shown!r}")
+    folder = Path(os.path.normpath(run / shown))
+    if not folder.is_dir():
+        raise MissingInputError(f"{folder}: the {what} of run {run} is not there; {remedy}")
+    return folder
 
 
 def split_of(run: Path) -> str:

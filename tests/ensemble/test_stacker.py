@@ -142,11 +142,16 @@ def test_damaged_missing_and_foreign_stackers_are_refused(stacker, scored, tmp_p
     other = replace(scored.evidence, actions=("a", "b", "c"))
     with pytest.raises(ModelError, match="fit it again"):
         stacker.predict(other)
-    (tmp_path / "stacker.safetensors").write_bytes(b"not tensors")
-    with pytest.raises(ModelError, match="not a stacker that talstack wrote"):
+    arrays = (tmp_path / "stacker.safetensors").read_bytes()
+    for broken in (b"not tensors", arrays[:-1] + bytes([arrays[-1] ^ 1])):
+        (tmp_path / "stacker.safetensors").write_bytes(broken)
+        with pytest.raises(ModelError, match="not a stacker that talstack wrote"):
+            Stacker.load(tmp_path)
+    (tmp_path / "stacker.json").write_text("[]")
+    with pytest.raises(ModelError, match="format None"):
         Stacker.load(tmp_path)
     (tmp_path / "stacker.json").write_text('{"format_version": 99}')
-    with pytest.raises(ModelError, match="format 99, expected 1"):
+    with pytest.raises(ModelError, match="format 99, expected 2"):
         Stacker.load(tmp_path)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from talstack.heads.config import HeadsConfig
 from talstack.heads.features import GroupFeatures
-from talstack.heads.model import TrainedHead, card_path
+from talstack.heads.model import TrainedHead, card_path, write_card
 from talstack.heads.targets import task_targets
 from talstack.io.errors import InputError, ModelError
 from talstack.io.files import write_json
@@ -31,7 +31,7 @@ def head(request: pytest.FixtureRequest, group: GroupFeatures, manifest: Manifes
 
 def saved(head: TrainedHead, folder: Path) -> Path:
     path = card_path(folder, head.key)
-    write_json(path, head.save(folder))
+    write_card(path, head.save(folder))
     return path
 
 
@@ -72,10 +72,37 @@ def test_foreign_cards_are_refused(text: str, message: str, tmp_path: Path) -> N
 def test_a_card_without_its_fields_is_refused(head: TrainedHead, tmp_path: Path) -> None:
     card = saved(head, tmp_path)
     content = json.loads(card.read_text())
-    del content["design"]
-    write_json(card, content)
+    del content["design"], content["card_sha256"]
+    write_card(card, content)
     with pytest.raises(ModelError, match="not the card of a head"):
         TrainedHead.load(card)
+
+
+def test_a_changed_figure_in_a_card_is_noticed(head: TrainedHead, tmp_path: Path) -> None:
+    card = saved(head, tmp_path)
+    content = json.loads(card.read_text())
+    write_json(card, {**content, "learner": {**content["learner"], "l2": 0.5}})
+    with pytest.raises(ModelError, match="damaged, or not a card that talstack wrote"):
+        TrainedHead.load(card)
+
+
+def test_truncated_flipped_and_foreign_files_are_errors_and_never_a_crash(head: TrainedHead, tmp_path: Path) -> None:
+    card = saved(head, tmp_path)
+    rng = np.random.default_rng(0)
+    files = [path for path in tmp_path.iterdir() if path.is_file()]
+    assert len(files) == 3
+    for path in files:
+        content = path.read_bytes()
+        places = rng.integers(0, len(content) - 1, 25)  # the last byte of a card is its newline
+        cut = [content[:place] for place in places]
+        flipped = [content[:p] + bytes([content[p] ^ (1 << rng.integers(8))]) + content[p + 1 :] for p in places]
+        other = [other.read_bytes() for other in files if other != path]
+        for broken in (*cut, *flipped, *other, b"", b"tree\nversion=v4\n", b"\x80\x04\x95", b"[1" * 100_000):
+            path.write_bytes(broken)
+            with pytest.raises(ModelError, match="talstack heads"):
+                TrainedHead.load(card)
+        path.write_bytes(content)
+    TrainedHead.load(card)
 
 
 def test_features_of_another_width_are_refused(head: TrainedHead, group: GroupFeatures) -> None:

@@ -78,6 +78,27 @@ def test_only_heads_whose_inputs_changed_are_fitted_again(
     assert len(refitted(found)) == 8
 
 
+def test_going_back_to_earlier_settings_fits_nothing(
+    make_features: MakeFeatures, quick: HeadsConfig, tmp_path: Path
+) -> None:
+    config = replace(quick, learners=("linear",))
+    outcomes(make_features(), tmp_path, config)
+    first = (tmp_path / "oof.parquet").read_bytes()
+    outcomes(make_features(), tmp_path, replace(config, context=(2,)))
+    found, written = outcomes(make_features(), tmp_path, config)
+    assert set(found.values()) == {"cached"} and written
+    assert (tmp_path / "oof.parquet").read_bytes() == first
+
+
+def test_files_of_the_older_layout_are_removed(make_features: MakeFeatures, quick: HeadsConfig, tmp_path: Path) -> None:
+    older = tmp_path / "heads" / "front-rgb"
+    older.mkdir(parents=True)
+    for name in ("action-linear.json", "action-linear.design.safetensors", "notes.txt"):
+        (older / name).write_text("{}")
+    outcomes(make_features(), tmp_path, replace(quick, learners=("linear",)))
+    assert [path.name for path in older.iterdir() if path.is_file()] == ["notes.txt"]
+
+
 def test_labels_and_scenes_of_the_test_split_change_no_file(
     make_features: MakeFeatures, manifest: Manifest, relabel: Callable, quick: HeadsConfig, tmp_path: Path
 ) -> None:
@@ -96,7 +117,7 @@ def test_damaged_and_missing_files_are_made_again(
     config = replace(quick, learners=("linear",))
     outcomes(make_features(), tmp_path, config)
     oof = (tmp_path / "oof.parquet").read_bytes()
-    part = tmp_path / "heads" / "front-rgb" / "action-linear.oof.parquet"
+    (part,) = (tmp_path / "heads" / "front-rgb").glob("*/action-linear.oof.parquet")
     part.write_bytes(part.read_bytes()[:-10])
     (tmp_path / "oof.parquet").write_bytes(oof[:100])
     found, written = outcomes(make_features(), tmp_path, config)
