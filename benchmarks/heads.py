@@ -65,7 +65,7 @@ class Size:
 
 
 FULL = Size(232, 270, 4, 2048, 34, 4, 1)
-QUICK = Size(32, 120, 2, 512, 12, 3, 3)
+QUICK = Size(32, 120, 2, 512, 12, 3, 2)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

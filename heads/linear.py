@@ -70,10 +70,13 @@ class LinearHead:
             scale = np.where(context, np.float32(gain), np.float32(1))
             return _Problem.of(rows, learned, folds, scale=scale, link=link, config=config)
 
-        l2s = sorted(config.linear_l2, reverse=True)
-        choices = {gain: problem_of(gain).choose_l2(l2s) for gain in gains}  # one problem in memory at a time
+        l2s, choices, problem = sorted(config.linear_l2, reverse=True), {}, None
+        for gain in gains:
+            problem = None  # at full size two of them would be one too many for memory
+            problem = problem_of(gain)
+            choices[gain] = problem.choose_l2(l2s)
         gain, choice = min(choices.items(), key=lambda item: item[1].loss)
-        problem = problem_of(gain)
+        problem = problem if problem is not None and gain == gains[-1] else problem_of(gain)
         (found,) = problem.solve(range(len(problem.folds)), [choice.l2], start=choice.start)
         bias = temper(found.bias - problem.shift, problem.anchor, choice.temperature)
         weights = problem.vectors @ (found.weights / np.float32(choice.temperature))
