@@ -41,7 +41,9 @@ PACKAGES = ("numpy", "scipy", "polars", "scikit-learn", "lightgbm", "torch", "to
     type=click.Path(path_type=Path),
     help="The submission file; a folder for vtt, eaf, audacity.",
 )
-@click.option("--min-score", type=float, default=0.0, help="vtt, eaf, audacity: leave out detections below.")
+@click.option(
+    "--min-score", type=float, default=0.2, show_default=True, help="vtt, eaf, audacity: leave out detections below."
+)
 @jobs_option("Threads")
 @click.option("--allow-seen", is_flag=True, help="Score recordings that the backbone was fine-tuned on (optimistic).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")

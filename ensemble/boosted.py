@@ -135,7 +135,7 @@ def fit_boosted(rows: TrainingRows, *, num_rounds: int, config: EnsembleConfig) 
     scaling = Scaling.of(rows.action)
     columns = pair_columns(scaling.standardise(rows.action), rows.evidence.models, rows.ratio)
     labels = rows.targets.ravel()
-    taken, weight = _sampled_pairs(rows, config.seed)
+    taken, weight = sampled_pairs(rows, config.seed)
     params = _params(len(taken), config)
     data = lgb.Dataset(columns[taken], labels[taken].astype(np.float32), weight=weight, params=params)
     booster = lgb.train(params, data, num_boost_round=num_rounds)
@@ -151,7 +151,7 @@ def fit_boosted(rows: TrainingRows, *, num_rounds: int, config: EnsembleConfig) 
     )
 
 
-def _sampled_pairs(rows: TrainingRows, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def sampled_pairs(rows: TrainingRows, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the places of the (segment, action) pairs to learn from, and their weights.
 
     All pairs that carry the action or that some model thinks of, and a tenth of the others, ten times as heavy: most

@@ -88,9 +88,12 @@ def label_files(
 
 
 def _placed_clips(manifest: Manifest, recording: str) -> list[tuple[Path, float]]:
-    """Return the media files of a recording that have a place on its clock, and that place, seconds."""
+    """Return the media files of a recording that have a place on its clock, and that place, seconds; earliest first.
+
+    ELAN plays the first one and lets the others follow.
+    """
     clips = manifest.clips.filter((pl.col("recording") == recording) & pl.col("offset_s").is_not_null())
-    rows = clips.sort("view", "offset_s", "clip").select("path", "offset_s").unique(maintain_order=True).iter_rows()
+    rows = clips.sort("offset_s", "view", "clip").select("path", "offset_s").unique(maintain_order=True).iter_rows()
     return [(manifest.media_path(path), offset_s) for path, offset_s in rows]
 
 

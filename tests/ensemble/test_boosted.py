@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from talstack.ensemble.boosted import BoostedStacker, fit_boosted, pair_columns
+from talstack.ensemble.boosted import BoostedStacker, pair_columns, sampled_pairs
 from talstack.ensemble.config import EnsembleConfig
 from talstack.ensemble.crossfit import Chosen, Training, cross_fit_stacker, fit_stack
 from talstack.ensemble.evidence import Evidence
@@ -154,12 +154,19 @@ def test_columns_say_the_same_of_every_action() -> None:
     assert columns[2, 0, -2] == 0.75
 
 
-def test_easy_pairs_are_thinned_without_a_bias(training) -> None:
-    rows = TrainingRows.of(
-        training.evidence, training.targets, training.scene_ids, neighbours=(1, 2), config=config_of("gbm")
-    )
-    boosted = fit_boosted(rows, num_rounds=100, config=config_of("gbm"))
-    assert boosted.predict(training.evidence).mean() == pytest.approx(training.targets.mean(), rel=0.1)
+def test_easy_pairs_are_thinned_and_weigh_more(training) -> None:
+    config = config_of("gbm")
+    rows = TrainingRows.of(training.evidence, training.targets, training.scene_ids, neighbours=(1, 2), config=config)
+    easy = np.full_like(rows.action, -5.0)
+    easy[:, 1] = np.nan
+    easy[0, 0, :50] = 0.0
+    taken, weight = sampled_pairs(replace(rows, action=easy), seed=0)
+    num_pairs, hard = rows.targets.size, rows.targets.copy()
+    hard[:50] = True
+    assert set(np.flatnonzero(hard)) <= set(taken)
+    assert (weight[hard.ravel()[taken]] == 1.0).all()
+    assert len(taken) < hard.sum() + 0.2 * (num_pairs - hard.sum())
+    assert weight.sum() == pytest.approx(num_pairs, rel=0.15)
 
 
 @pytest.mark.parametrize(
