@@ -16,7 +16,7 @@ import sklearn
 from threadpoolctl import threadpool_limits
 
 from talstack.heads.arrays import read_arrays, write_arrays
-from talstack.heads.config import HeadsConfig
+from talstack.heads.config import LEARNERS, HeadsConfig
 from talstack.heads.crossfit import FoldPlan
 from talstack.heads.features import GroupFeatures, read_group
 from talstack.heads.reduction import Reduction
@@ -52,7 +52,8 @@ def plan_components(
     features: FeatureSet, view: str, modality: str, folder: Path, *, plan: FoldPlan, config: HeadsConfig
 ) -> ComponentsJob | None:
     """Return the job of a group; None where a setting asks for the features as they are."""
-    wanted = [getattr(config, f"{learner}_components") for learner in config.learners]
+    # of learners that are not used too, so that leaving one out changes nothing about the others
+    wanted = [getattr(config, f"{learner}_components") for learner in LEARNERS]
     if not min(wanted):
         return None
     recordings = sorted(features.manifest.recordings["recording"])

@@ -25,6 +25,7 @@ from talstack.io.targets import segment_index, segment_targets
 
 CONFIG = """
 [heads]
+tasks = ["activity", "action", "scene"]
 context = [1]
 linear_l2 = [0.01]
 linear_components = 8
@@ -38,6 +39,11 @@ smoothing_s = [0.0]
 margin = [0.2]
 contrast_weight = [1.0]
 nms_sigma = [0.5]
+score = ["plain"]
+refine = [false]
+hmm = [false]
+combiners = []
+stacker = "logistic"
 """
 BASE = 'data = "data"\nstore = "store"\n[base]\nconfig = "c.toml"\n'
 ACTIONS, SCENES = ("wave", "jump"), ("in", "out")

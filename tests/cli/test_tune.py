@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from talstack.cli.main import main
 from talstack.ensemble.config import EnsembleConfig
-from talstack.ensemble.run import run_ensemble
+from talstack.ensemble.run import ENSEMBLES, run_ensemble
 from talstack.ensemble.tune import first_settings
 from talstack.ensemble.tuned_file import load_tuned, save_tuned
 from talstack.io.errors import InputError
@@ -98,7 +98,7 @@ def tune(run: Path, *options: str) -> dict:
 
 def test_tuned_settings_are_written_and_submit_uses_them(run) -> None:
     systems = tune(run)
-    assert set(systems) == {"stack", "weighted", "mean", "front/rgb/action-linear"}
+    assert set(systems) == {*ENSEMBLES, "front/rgb/action-linear"}
     mean = systems["mean"]
     assert mean["changed"] == {"proposals": "class"}
     assert mean["first_average_map"] < mean["nested_average_map"] <= mean["average_map"]
@@ -155,4 +155,4 @@ def test_damaged_file_and_runs_without_heads_are_named(run, tmp_path) -> None:
     assert "run `talstack heads` first" in outcome.output
     outcome = CliRunner().invoke(main, ["tune", str(run)])
     assert outcome.exit_code == 2
-    assert "does not say which data it was made from" in outcome.output
+    assert "does not say which data folder it was made from" in outcome.output
