@@ -322,7 +322,9 @@ def test_missing_features_are_listed(world: Path) -> None:
     ],
 )  # fmt: skip
 def test_bad_grids_are_refused(grid: str, message: str, world: Path) -> None:
-    (world / "c.toml").write_text(CONFIG.replace("[heads]", '[heads]\nlearners = ["linear"]\ntasks = ["action"]'))
+    (world / "c.toml").write_text(
+        CONFIG.replace('tasks = ["activity", "action", "scene"]', 'learners = ["linear"]\ntasks = ["action"]')
+    )
     assert message in ablate(world, grid, code=2).stderr
 
 
