@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import cloudpickle
 import numpy as np
 import pytest
 
+from talstack.extract import watchdog
 from talstack.extract.lanes import Reply, exit_text
 from talstack.extract.schedule import PoolBrokenError, run_items
 from talstack.extract.status import StatusRow
@@ -27,6 +29,15 @@ from talstack.io.shard import EXTERNAL_VIEW, Shard, ShardKey
 from talstack.io.store import FeatureStore
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
+
+
+@pytest.fixture(autouse=True)
+def this_process_is_no_worker() -> Iterator[None]:
+    """Take back what `work` allows where a test calls it in this process: the watchdog may end a worker."""
+    yield
+    watchdog.allow(None)
+
+
 TIMES_S = np.arange(3) + 0.5
 
 
