@@ -125,10 +125,11 @@ def write_files(
     from talstack.ensemble.submission import LABEL_FORMATS, label_files, write_scene_submission, write_submission
     from talstack.io.detections import DETECTION_SCHEMA
     from talstack.io.errors import InputError
-    from talstack.io.files import write_text
+    from talstack.io.files import read_json, write_text
 
     table = pl.read_parquet(run / "detections.parquet")
-    systems = table["system"].unique().sort().to_list()
+    # a system may have found nothing at all
+    systems = sorted({*table["system"].unique(), *read_json(run / "stack" / "ensemble.json")["tuned_average_map"]})
     if system not in systems:
         raise InputError(f"no system {system!r} in {run / 'detections.parquet'}; there: {', '.join(systems)}")
     detections = table.filter(pl.col("system") == system).select(list(DETECTION_SCHEMA))

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from talstack.cli.submit import command
+from talstack.ensemble.decode import Decoder
 from talstack.io.detections import read_predictions
 from talstack.io.extraction import Extraction
 from talstack.io.files import write_json, write_text
@@ -146,6 +147,13 @@ def test_plain_csv_of_another_system(folders: Path) -> None:
     table = pl.read_parquet(folders / "run" / "detections.parquet")
     expected = table.filter(pl.col("system") == "pano/rgb/action-gbm")
     assert pl.read_csv(folders / "out.csv").height == expected.height > 0
+
+
+def test_a_system_that_finds_nothing_gets_an_empty_submission(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Decoder.decode
+    monkeypatch.setattr(Decoder, "decode", lambda *arguments: real(*arguments).clear())
+    assert submit(folders, "--format", "csv").exit_code == 0
+    assert (folders / "run" / "submission.csv").read_text().splitlines() == ["recording,start_s,end_s,label,score"]
 
 
 def test_folder_of_chapters_is_written_once(folders: Path) -> None:
