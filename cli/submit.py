@@ -67,7 +67,8 @@ def command(  # noqa: PLR0913 - one parameter per option
     from talstack.io.manifest import Manifest
     from talstack.io.runs import record_data
 
-    config, manifest = load_config(config_file), Manifest.load(data)
+    own = run / "config.toml"  # what the heads, and `talstack tune`, were given
+    config, manifest = load_config(config_file or (own if own.is_file() else None)), Manifest.load(data)
     if store is not None:
         check_store(manifest, store, run)
     started = time.perf_counter()

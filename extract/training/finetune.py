@@ -100,14 +100,15 @@ def finetune(
     split = split or split_recordings(manifest, config)
     task = _Task(manifest, split, check_views(manifest, config.views), config, sampling, frozenset(panoramas))
     with training_processes() as processes:
-        hashes = ClipHashes(out)
+        folder = frames or out / FRAMES_FOLDER
+        hashes = ClipHashes(folder)  # beside the frames, so that backbones that share them share these too
         fingerprint = processes.shared(task.fingerprint(hashes) if processes.first else "")
         if processes.first:
             hashes.save()
         if not processes.shared(_is_done(out, fingerprint)):
-            folder = frames or out / FRAMES_FOLDER
             if processes.first:  # decodes alone; the others then find everything done
                 sets = task.training_sets(folder, hashes, jobs)
+                hashes.save()
             processes.wait()
             if not processes.first:
                 sets = task.training_sets(folder, hashes, jobs=1)

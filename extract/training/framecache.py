@@ -100,8 +100,8 @@ def build_frame_cache(
 
     Args:
         folder: where the files lie.
-        hashes: content hashes of the clips.
-        report: called after every view of a recording.
+        hashes: content hashes of the clips and of what is there already.
+        report: called after every view of a recording that is decoded.
 
     Raises:
         MediaError: no view gives any frames.
@@ -109,13 +109,14 @@ def build_frame_cache(
     there = set(manifest.clips.select("recording", "view").iter_rows())
     pairs = [(r, v) for r in recordings for v in views if (r, v) in there]
     sources = [_identity(manifest, pair, sampling, draws, hashes) for pair in pairs]
-    entries = []
+    entries = [_find(pair, source, folder, hashes) for pair, source in zip(pairs, sources, strict=True)]
+    missing = [number for number, entry in enumerate(entries) if not entry["whole"]]
     made = joblib.Parallel(n_jobs=jobs, return_as="generator")(
-        joblib.delayed(_find_or_decode)(manifest, pair, source, sampling, draws, folder)
-        for pair, source in zip(pairs, sources, strict=True)
+        joblib.delayed(_decode)(manifest, entries[number], sources[number], sampling, draws, folder)
+        for number in missing
     )
-    for entry in made:
-        entries.append(entry)
+    for number, entry in zip(missing, made, strict=True):
+        entries[number] = entry
         report()
     if not any(entry["segments"] for entry in entries):
         reasons = [entry["skipped"] for entry in entries if entry["skipped"]]
@@ -140,43 +141,45 @@ def _identity(
     }  # fmt: skip
 
 
-def _find_or_decode(
-    manifest: Manifest,
-    pair: tuple[str, str],
-    source: dict[str, Any],
-    sampling: SamplingConfig,
-    draws: int,
-    folder: Path,
-) -> dict[str, Any]:
-    """Return the entry of a view: {"file", "segments", "skipped"} and where it comes from."""
+def _find(pair: tuple[str, str], source: dict[str, Any], folder: Path, hashes: ClipHashes) -> dict[str, Any]:
+    """Return the entry of a view: {"file", "segments", "skipped", "whole"} and where it comes from.
+
+    `whole` says that its file is there and undamaged; a file that has not changed since is not read again for that.
+    """
     name = sha256_text(canonical_json(source))[:32]
-    entry: dict[str, Any] = {
+    entry = {
         "recording": pair[0],
         "view": pair[1],
         "file": f"{name}.npy",
         "segments": [],
         "skipped": "",
+        "whole": False,
     }
-    segments = _whole(folder, name)
-    if segments is not None:
-        return entry | {"segments": segments}
-    try:
-        segments = _decode_view(manifest, pair, sampling, draws, folder / entry["file"])
-    except MediaError as error:  # not kept: what cannot be read today may be there tomorrow
-        return entry | {"skipped": str(error)}
-    sidecar = {"source": source, "segments": segments, "sha256": sha256_file(folder / entry["file"])}
-    write_json(folder / f"{name}.json", sidecar)
-    return entry | {"segments": segments}
-
-
-def _whole(folder: Path, name: str) -> list[int] | None:
-    """Return the segments of a file that is there and undamaged, else None."""
     try:
         sidecar = read_json(folder / f"{name}.json")
-        undamaged = sha256_file(folder / f"{name}.npy") == sidecar["sha256"]  # reading it also warms the page cache
-    except (TalstackError, OSError, KeyError, TypeError):
-        return None
-    return list(sidecar["segments"]) if undamaged else None
+        if hashes.sha256(folder / f"{name}.npy") == sidecar["sha256"]:
+            return entry | {"segments": list(sidecar["segments"]), "whole": True}
+    except (TalstackError, KeyError, TypeError):
+        pass
+    return entry
+
+
+def _decode(
+    manifest: Manifest,
+    entry: dict[str, Any],
+    source: dict[str, Any],
+    sampling: SamplingConfig,
+    draws: int,
+    folder: Path,
+) -> dict[str, Any]:
+    """Decode a view into its file and return its entry, filled in."""
+    path = folder / entry["file"]
+    try:
+        segments = _decode_view(manifest, (entry["recording"], entry["view"]), sampling, draws, path)
+    except MediaError as error:  # not kept: what cannot be read today may be there tomorrow
+        return entry | {"skipped": str(error)}
+    write_json(path.with_suffix(".json"), {"source": source, "segments": segments, "sha256": sha256_file(path)})
+    return entry | {"segments": segments}
 
 
 def _decode_view(

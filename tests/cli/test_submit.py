@@ -156,6 +156,15 @@ def test_a_system_that_finds_nothing_gets_an_empty_submission(folders: Path, mon
     assert (folders / "run" / "submission.csv").read_text().splitlines() == ["recording,start_s,end_s,label,score"]
 
 
+def test_without_a_settings_file_the_run_s_own_hold(folders: Path) -> None:
+    (folders / "run" / "config.toml").write_bytes((folders / "config.toml").read_bytes())
+    data, out = str(folders / "data"), str(folders / "out.csv")
+    arguments = [data, "--run", str(folders / "run"), "--jobs", "1", "--out", out, "--format", "csv"]
+    assert CliRunner().invoke(command, arguments).exit_code == 0
+    again = submit(folders, "--format", "csv", out="out.csv")
+    assert "nothing done" in again.output, "the same settings, named or not"
+
+
 def test_folder_of_chapters_is_written_once(folders: Path) -> None:
     result = submit(folders, "--format", "vtt", "--min-score", "0.01", out="chapters")
     assert result.exit_code == 0, result.output

@@ -11,6 +11,7 @@ from talstack.extract.config import SamplingConfig
 from talstack.extract.frames import PictureTask, read_segments
 from talstack.extract.layout import lay_out_view
 from talstack.extract.training.framecache import FrameCache, build_frame_cache
+from talstack.io import store
 from talstack.io.errors import MediaError
 from talstack.io.manifest import Manifest
 from talstack.io.store import ClipHashes
@@ -63,6 +64,20 @@ def test_another_training_decodes_only_what_is_new_to_it(
     assert set(cache.recording) == {"r1", "r2"}
     build(manifest, ["r1"], draws=1)
     assert len(stamps(tmp_path / "f")) == 4 * 2 * 2
+
+
+def test_what_is_there_is_read_once_for_its_check(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, read = Manifest.load(toy_data), []
+    real = store.sha256_file
+    monkeypatch.setattr(store, "sha256_file", lambda path: read.append(path.suffix) or real(path))
+    hashes = ClipHashes(tmp_path)
+    for _ in range(3):
+        build_frame_cache(
+            manifest, ["r0", "r1"], views=VIEWS, sampling=SAMPLING, draws=1, folder=tmp_path / "f", hashes=hashes
+        )
+    assert sorted(read) == [".mp4"] * 4 + [".npy"] * 4
 
 
 def test_a_moved_clip_and_a_damaged_file_are_decoded_again(
