@@ -1,22 +1,26 @@
 """What each part of fine-tuning is worth: shift, background class, scene task, fine-tuning itself; and what it costs.
 
     make demo-data && .venv/bin/python benchmarks/finetune.py runs/demo/data --config demo/demo.toml
+    .venv/bin/python benchmarks/finetune.py runs/mhad/data --config benchmarks/mhad.toml --epochs 10 --jobs 2
 
 Trains one backbone per variant and seed on the data set's training recordings, extracts its features, and prints for
 split test: the segment mAP of the backbone's own logits, the accuracy of its scene, and the interval mAP of the whole
-path on these features (best single head, and stack). The last table is the time of an epoch from decoded frames
-against a plain PyTorch loop that decodes every segment when it is its turn. What is done is not done again.
+path on these features (best single head, and stack; few and fast heads, the same for all). Before that comes the time
+of an epoch from decoded frames against a plain PyTorch loop that decodes every segment when it is its turn. What is
+done is not done again; with `--time-limit` the table shows what was done in time.
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import av
@@ -31,7 +35,7 @@ from talstack.evaluate.segments import segment_average_precision
 from talstack.extract.backbone import normalise, pick_device
 from talstack.extract.layout import ViewLayout, lay_out_view
 from talstack.extract.training.config import FinetuneConfig
-from talstack.extract.training.finetune import finetune
+from talstack.extract.training.finetune import RecordingSplit, finetune, split_recordings
 from talstack.extract.training.trainer import Watcher
 from talstack.extract.weights import build_network
 from talstack.io.errors import TalstackError
@@ -39,25 +43,51 @@ from talstack.io.extraction import FeatureSet
 from talstack.io.manifest import Manifest
 from talstack.io.targets import scene_targets, segment_index, segment_targets
 
-Change = Callable[[FinetuneConfig], FinetuneConfig]
+COLUMNS = ("segment mAP", "scene top-1", "single", "stack 0.5", "stack 0.75", "stack 0.95", "stack", "seconds")
+FRAMES = "frames"  # folder under --out, shared by all trainings
+SCORE_FILE = "score.json"
+# stage two is the same for all backbones, so it may be cheap: without trees, boundary heads and the search of a decoder
+FAST_HEADS: dict[str, Any] = {
+    "tasks": ("activity", "action", "scene"), "learners": ("linear",), "linear_components": 128,
+    "linear_context_components": 32, "linear_context_gain": (0.6,), "linear_l2": (0.3, 0.1, 0.03, 0.01),
+}  # fmt: skip
+FAST_ENSEMBLE: dict[str, Any] = {
+    "stacker": "logistic", "combiners": (), "hmm": (False,), "proposals": ("both",), "smoothing_s": (0.0,),
+    "gap_s": (0.0,), "contrast_weight": (1.0,), "nms_sigma": (0.5,),
+}  # fmt: skip
+FEW = 4  # one of so many training recordings makes "few recordings"
 
 
-def variants(scene_weights: list[float]) -> dict[str, Change]:
-    """Return what is changed about the settings, by name."""
-    changes: dict[str, Change] = {
-        "as configured": lambda config: config,
-        "no shift": lambda config: replace(config, shift=False),
-        "no background class": lambda config: replace(config, background=False),
-        "network frozen": lambda config: replace(config, freeze=True),
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What is changed about a training: settings, and which of the recordings that it may learn from are taken."""
+
+    changes: dict[str, Any] = field(default_factory=dict)
+    every: int = 1
+
+    def config(self, config: FinetuneConfig, seed: int) -> FinetuneConfig:
+        """Return the settings of one training."""
+        return replace(config, seed=config.seed + seed, **self.changes)
+
+    def split(self, manifest: Manifest, config: FinetuneConfig) -> RecordingSplit:
+        """Return the recordings of one training."""
+        split = split_recordings(manifest, config)
+        return replace(split, train=split.train[:: self.every])
+
+
+def variants(scene_weights: list[float]) -> dict[str, Variant]:
+    """Return the trainings by name."""
+    scenes = {f"scene weight {weight:g}": {"scene_weight": weight} for weight in scene_weights}
+    few = {f"few recordings, {name}": Variant(changes, FEW) for name, changes in scenes.items()}
+    return {
+        "as configured": Variant(),
+        "no shift": Variant({"shift": False}),
+        "no background class": Variant({"background": False}),
+        "network frozen": Variant({"freeze": True}),
+        **{name: Variant(changes) for name, changes in scenes.items()},
+        "few recordings": Variant(every=FEW),
+        **few,
     }
-    for weight in scene_weights:
-        changes[f"scene weight {weight:g}"] = partial(with_scene_weight, weight)
-    return changes
-
-
-def with_scene_weight(weight: float, config: FinetuneConfig) -> FinetuneConfig:
-    """Return the settings with another weight of the scene task."""
-    return replace(config, scene_weight=weight)
 
 
 def talstack(*arguments: object, **environment: str) -> str:
@@ -70,37 +100,40 @@ def talstack(*arguments: object, **environment: str) -> str:
     return done.stdout
 
 
-def score(data: Path, config: Config, folder: Path, store: Path, *, on_cpu: bool) -> dict[str, float]:
-    """Return the figures of one backbone, fractions; trains it where it is not there."""
+def score(data: Path, config: Config, folder: Path, every: int, *, on_cpu: bool) -> None:
+    """Train one backbone into FOLDER, run the whole path on its features, and write its figures, fractions, there."""
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}
     folder.mkdir(parents=True, exist_ok=True)
-    config = replace(config, extract=replace(config.extract, modalities=("rgb",)))
+    config = replace(
+        config, extract=replace(config.extract, modalities=("rgb",)), heads=replace(config.heads, **FAST_HEADS),
+        ensemble=replace(config.ensemble, **FAST_ENSEMBLE),
+    )  # fmt: skip
     config.save_resolved(folder)
-    backbone, settings, run = folder / "backbone", folder / "config.toml", folder / "run"
+    backbone, settings, run, store = folder / "backbone", folder / "config.toml", folder / "run", folder / "store"
     manifest = Manifest.load(data)
     started = time.monotonic()
     card = finetune(
         manifest, backbone, config=config.finetune, sampling=config.sampling, panoramas=config.extract.panoramic,
-        frames=store.parent / "frames",
+        split=Variant(every=every).split(manifest, config.finetune), frames=folder.parent / FRAMES,
         watcher=Watcher(epoch=lambda row, speed: click.echo(f"  epoch {row.epoch}: {row.accuracy:.1%}", err=True)),
     )  # fmt: skip
     seconds = time.monotonic() - started
-    name = folder.name
-    talstack("extract", data, "--store", store, "--backbone", backbone, "--config", settings, "--name", name, **hidden)
-    talstack("heads", data, "--store", store, "--run", run, "--config", settings, "--extraction", name)
+    talstack("extract", data, "--store", store, "--backbone", backbone, "--config", settings, **hidden)
+    talstack("heads", data, "--store", store, "--run", run, "--config", settings)
     out = talstack(
         "submit", data, "--store", store, "--run", run, "--config", settings, "--format", "csv",
         "--out", run / "detections.csv", "--json",
     )  # fmt: skip
     detections = json.loads(out)["metrics"]["detections"]
-    segment_map, scene = own_figures(FeatureSet.open(manifest, store, name), config.finetune.loss)
-    return {
+    segment_map, scene = own_figures(FeatureSet.open(manifest, store), config.finetune.loss)
+    figures = {
         "segment mAP": segment_map, "scene top-1": scene,
         "single": max(row["average_map"] for row in detections["single"].values()),
         **{f"stack {t}": value for t, value in detections["stack"]["map"].items()},
         "stack": detections["stack"]["average_map"],
         "training loss": card.training["history"][-1]["action_loss"], "seconds": seconds,
     }  # fmt: skip
+    (folder / SCORE_FILE).write_text(json.dumps(figures))
 
 
 def own_figures(features: FeatureSet, kind: str) -> tuple[float, float]:
@@ -195,10 +228,10 @@ def print_speed(data: Path, config: Config, out: Path) -> None:
     started = time.monotonic()
     card = finetune(
         manifest, out / "speed", config=short, sampling=config.sampling, panoramas=config.extract.panoramic,
-        frames=out / "speed-frames", watcher=Watcher(epoch=lambda row, speed: speeds.append(speed)),
+        frames=out / FRAMES, watcher=Watcher(epoch=lambda row, speed: speeds.append(speed)),
     )  # fmt: skip
     if len(speeds) < 2:
-        click.echo("speed: measured already; remove the folder 'speed' to measure again")
+        click.echo("speed: measured already; remove the folders 'speed' and 'frames' to measure again")
         return
     num_segments = card.training["num_segments"]
     decoding_s = time.monotonic() - started - sum(num_segments / speed for speed in speeds)
@@ -212,40 +245,98 @@ def print_speed(data: Path, config: Config, out: Path) -> None:
     click.echo(f"ratio {speeds[1] / plain:.1f}")
 
 
+def show_table(data: Path, out: Path, names: list[str], seeds: int) -> None:
+    """Print the figures that there are."""
+    table = Table("variant", *COLUMNS, "seeds", title=f"{data}, split test, percent; mean over seeds (spread)")
+    for name in names:
+        files = [folder_of(out, name, seed) / SCORE_FILE for seed in range(seeds)]
+        rows = [json.loads(file.read_text()) for file in files if file.is_file()]
+        cells = []
+        for column in COLUMNS if rows else ():
+            values = np.array([row[column] for row in rows]) * (1 if column == "seconds" else 100)
+            cells.append(f"{values.mean():.1f}" + (f" ({np.ptp(values):.1f})" if len(rows) > 1 else ""))
+        table.add_row(name, *(cells or [""] * len(COLUMNS)), str(len(rows)))
+    Console(width=160).print(table)
+
+
+def folder_of(out: Path, name: str, seed: int) -> Path:
+    return out / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+
+
+def run_children(arguments: list[str], todo: list[tuple[str, int]], jobs: int, limit_s: float) -> None:
+    """Train and score each (variant, seed) in a process of its own, several at once, each on its share of the cores.
+
+    What is not done after `limit_s` is ended.
+    """
+    end = time.monotonic() + limit_s
+    cores = sorted(os.sched_getaffinity(0))
+    free: SimpleQueue[set[int]] = SimpleQueue()
+    for slot in range(jobs):
+        free.put({*cores[slot::jobs]} or {*cores})
+
+    def run(name: str, seed: int) -> None:
+        share = free.get()
+        click.echo(f"{name}, seed {seed}", err=True)
+        command = [sys.executable, "-P", __file__, *arguments, "--child", name, str(seed)]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
+        ) as process:
+            os.sched_setaffinity(process.pid, share)
+            try:
+                text = process.communicate(timeout=max(0.1, end - time.monotonic()))[0]
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                text = "no time left"
+        if process.returncode:
+            click.echo(f"{name}, seed {seed} failed:\n{text[-3000:]}", err=True)
+        free.put(share)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(run, *zip(*todo, strict=True)))
+
+
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
 @click.option("--config", "config_file", type=click.Path(path_type=Path), required=True)
 @click.option("--out", type=click.Path(path_type=Path), default="runs/finetune", show_default=True)
 @click.option("--seeds", type=int, default=1, show_default=True, help="Trainings of every variant.")
 @click.option("--scene-weights", default="0,0.1,1", show_default=True, help="Weights of the scene task to try.")
+@click.option("--epochs", type=int, help="Epochs instead of those of the settings.")
 @click.option("--only", multiple=True, help="Only this variant (may be given several times).")
 @click.option("--extract-on-cpu", is_flag=True, help="Keep the GPU for training: small networks wait for decoding.")
 @click.option("--speed/--no-speed", default=True, show_default=True, help="Measure the time of an epoch too.")
+@click.option("--jobs", default=1, show_default=True, help="Trainings at once.")
+@click.option("--time-limit", default=1e6, help="Seconds after which trainings are ended.")
+@click.option("--child", type=(str, int), hidden=True)
 def main(  # noqa: PLR0913 - one parameter per option
     data: Path, config_file: Path, out: Path, seeds: int, scene_weights: str, only: tuple[str, ...],
-    extract_on_cpu: bool, speed: bool,
+    epochs: int | None, extract_on_cpu: bool, speed: bool, jobs: int, time_limit: float, child: tuple[str, int] | None,
 ) -> None:  # fmt: skip
     """Train and score every variant on DATA, and print the tables."""
     config = load_config(config_file)
+    if epochs is not None:
+        config = replace(config, finetune=replace(config.finetune, epochs=epochs))
+    known = variants([float(w) for w in scene_weights.split(",") if w])
+    if child is not None:
+        name, seed = child
+        variant = known[name]
+        settings = replace(config, finetune=variant.config(config.finetune, seed))
+        return score(data, settings, folder_of(out, name, seed), variant.every, on_cpu=extract_on_cpu)
+    if unknown := sorted(set(only) - set(known)):
+        raise click.UsageError(f"unknown variants {', '.join(unknown)}; there are {', '.join(known)}")
+    started = time.monotonic()
     if speed:
         print_speed(data, config, out)
-    names = ("segment mAP", "scene top-1", "single", "stack 0.5", "stack 0.75", "stack 0.95", "stack", "seconds")
-    table = Table("variant", *names, title=f"{data}, split test, percent; mean of {seeds} seeds (spread)")
-    for name, change in variants([float(w) for w in scene_weights.split(",") if w]).items():
-        if only and name not in only:
-            continue
-        rows = []
-        for seed in range(seeds):
-            click.echo(f"{name}, seed {seed}", err=True)
-            settings = replace(config, finetune=replace(change(config.finetune), seed=config.finetune.seed + seed))
-            folder = out / f"{name.replace(' ', '-')}-{seed}"
-            rows.append(score(data, settings, folder, out / "store", on_cpu=extract_on_cpu))
-        cells = []
-        for column in names:
-            values = np.array([row[column] for row in rows]) * (1 if column == "seconds" else 100)
-            cells.append(f"{values.mean():.1f}" + (f" ({np.ptp(values):.1f})" if seeds > 1 else ""))
-        table.add_row(name, *cells)
-        Console(width=150).print(table)
+    names = [name for name in known if not only or name in only]
+    todo = [(name, seed) for seed in range(seeds) for name in names]
+    todo = [pair for pair in todo if not (folder_of(out, *pair) / SCORE_FILE).is_file()]
+    arguments = [str(data), "--config", str(config_file), "--out", str(out), "--scene-weights", scene_weights]
+    arguments += ["--epochs", str(config.finetune.epochs)]
+    if todo:
+        limit_s = time_limit - (time.monotonic() - started)
+        run_children([*arguments, *["--extract-on-cpu"] * extract_on_cpu], todo, jobs, limit_s)
+    show_table(data, out, names, seeds)
+    return None
 
 
 if __name__ == "__main__":
