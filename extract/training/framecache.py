@@ -7,6 +7,8 @@ A file is named by the hash of everything that decides its pixels, so that train
 settings or of other folds share what they have in common.
 """
 
+import os
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from talstack.extract.config import SamplingConfig
 from talstack.extract.frames import FrameChunk, PictureTask, read_segments
 from talstack.extract.layout import lay_out_view
 from talstack.io.config import to_dict
-from talstack.io.errors import MediaError, TalstackError
+from talstack.io.errors import MediaError, TalstackError, WriteError
 from talstack.io.files import atomic_path, canonical_json, read_json, sha256_file, sha256_text, write_json
 from talstack.io.manifest import Manifest
 from talstack.io.media import decoder_versions
@@ -105,12 +107,14 @@ def build_frame_cache(
 
     Raises:
         MediaError: no view gives any frames.
+        WriteError: the disk has no room for them, or became full.
     """
     there = set(manifest.clips.select("recording", "view").iter_rows())
     pairs = [(r, v) for r in recordings for v in views if (r, v) in there]
     sources = [_identity(manifest, pair, sampling, draws, hashes) for pair in pairs]
     entries = [_find(pair, source, folder, hashes) for pair, source in zip(pairs, sources, strict=True)]
     missing = [number for number, entry in enumerate(entries) if not entry["whole"]]
+    _check_space(manifest, [pairs[number][0] for number in missing], sampling, draws, folder)
     made = joblib.Parallel(n_jobs=jobs, return_as="generator")(
         joblib.delayed(_decode)(manifest, entries[number], sources[number], sampling, draws, folder)
         for number in missing
@@ -122,6 +126,27 @@ def build_frame_cache(
         reasons = [entry["skipped"] for entry in entries if entry["skipped"]]
         raise MediaError(f"no training frames in {len(pairs)} views; {'; '.join(reasons[:3]) or 'no segment is whole'}")
     return _open(entries, folder, draws)
+
+
+def _check_space(
+    manifest: Manifest, recordings: Sequence[str], sampling: SamplingConfig, draws: int, folder: Path
+) -> None:
+    """Refuse to begin what the disk cannot hold; `recordings` has one entry per view that is still to be decoded.
+
+    Raises:
+        WriteError: less is free in the folder than the frames will take.
+    """
+    seconds = sum(manifest.duration_s(recording) for recording in recordings)
+    segment_bytes = draws * sampling.frames_per_segment * sampling.frame_size**2 * 3
+    needed = int(seconds / sampling.segment_s) * segment_bytes
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise WriteError(
+            f"{folder}: the decoded frames of {len(recordings)} views take about {needed / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB are free; write to another disk (--out), or lower finetune.draws (now {draws}), "
+            "sampling.frames_per_segment, sampling.frame_size or finetune.views"
+        )
 
 
 def _identity(
@@ -209,6 +234,9 @@ def _fill(path: Path, shape: tuple[int, ...], chunks: Iterable[FrameChunk]) -> l
     Rows at the end of the array that no segment fills are never referred to.
     """
     pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and would be a crash when a page is written
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     segments: list[int] = []
     for chunk in chunks:
         rows = chunk.rows[chunk.valid[0]]

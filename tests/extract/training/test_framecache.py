@@ -1,8 +1,12 @@
 """Decoded frames on disk."""
 
+import errno
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ from talstack.extract.frames import PictureTask, read_segments
 from talstack.extract.layout import lay_out_view
 from talstack.extract.training.framecache import FrameCache, build_frame_cache
 from talstack.io import store
-from talstack.io.errors import MediaError
+from talstack.io.errors import MediaError, WriteError
 from talstack.io.manifest import Manifest
 from talstack.io.store import ClipHashes
 
@@ -48,6 +52,34 @@ def test_the_middle_draw_is_the_frame_that_extraction_uses(toy_data: Path, build
     assert np.array_equal(out, chunk.pixels[0][0])
     cache.read_into(out, np.arange(len(cache)), np.zeros((len(cache), 4), int))
     assert not np.array_equal(out, chunk.pixels[0][0])
+
+
+def test_a_disk_without_room_is_told_before_anything_is_decoded(
+    toy_data: Path, tmp_path: Path, build: Callable[..., FrameCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = Manifest.load(toy_data)
+    needed = int(2 * manifest.duration_s("r0")) * 3 * 4 * 32 * 32 * 3
+    free = needed - 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    with pytest.raises(WriteError, match=r"2 views take about .* lower finetune.draws \(now 3\)"):
+        build(manifest, ["r0"])
+    assert not list((tmp_path / "f").iterdir())
+    free = needed
+    build(manifest, ["r0"])
+    free = 0
+    build(manifest, ["r0"])  # everything is there: no room is needed
+
+
+def test_a_disk_that_becomes_full_is_an_error_and_leaves_nothing(
+    toy_data: Path, tmp_path: Path, build: Callable[..., FrameCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(WriteError, match="free space"):
+        build(Manifest.load(toy_data), ["r0"])
+    assert not list((tmp_path / "f").iterdir())
 
 
 def test_another_training_decodes_only_what_is_new_to_it(
