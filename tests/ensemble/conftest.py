@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from talstack.ensemble.evidence import Evidence
 from talstack.io.files import write_json
 from talstack.io.folds import assign_folds
 from talstack.io.grid import SegmentGrid
@@ -123,3 +124,22 @@ def write_run(world: tuple[Manifest, pl.DataFrame], tmp_path: Path) -> Callable[
         return run
 
     return write
+
+
+@pytest.fixture
+def evidence_of() -> Callable[[np.ndarray], Evidence]:
+    """Return what makes evidence of action probabilities (models, segments, classes) of one recording."""
+
+    def made(action: np.ndarray) -> Evidence:
+        num_models, num_rows, num_classes = action.shape
+        return Evidence(
+            index=SegmentIndex(("r",), (num_rows,)),
+            models=tuple(ModelKey(f"v{i}", "rgb", "action-linear") for i in range(num_models)),
+            actions=tuple(f"a{i}" for i in range(num_classes)),
+            scenes=(),
+            action_probs=action.astype(np.float32),
+            activity_probs=action.max(axis=2).astype(np.float32),
+            scene_probs=np.zeros((1, 0), dtype=np.float32),
+        )
+
+    return made

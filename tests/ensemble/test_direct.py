@@ -5,24 +5,9 @@ import pytest
 from scipy.optimize import minimize
 
 from talstack.ensemble.direct import direct_weights, simplex_weights
-from talstack.ensemble.evidence import Evidence
 from talstack.ensemble.weighted import combine, negative_log_loss
-from talstack.io.predictions import ModelKey, SegmentIndex
 
 EQUAL = np.full(3, 1 / 3)
-
-
-def evidence_of(action: np.ndarray) -> Evidence:
-    num_models, num_rows, num_classes = action.shape
-    return Evidence(
-        index=SegmentIndex(("r",), (num_rows,)),
-        models=tuple(ModelKey(f"v{i}", "rgb", "action-linear") for i in range(num_models)),
-        actions=tuple(f"a{i}" for i in range(num_classes)),
-        scenes=(),
-        action_probs=action.astype(np.float32),
-        activity_probs=action.max(axis=2).astype(np.float32),
-        scene_probs=np.zeros((1, 0), dtype=np.float32),
-    )
 
 
 @pytest.fixture
@@ -50,7 +35,7 @@ def test_weights_are_those_that_a_general_solver_finds(split_sight) -> None:
     assert found.sum() == pytest.approx(1.0)
 
 
-def test_each_class_takes_its_own_model(split_sight) -> None:
+def test_each_class_takes_its_own_model(evidence_of, split_sight) -> None:
     probs, targets = split_sight
     weights = direct_weights(evidence_of(probs), targets, pull=1.0, by_class=True)
     assert weights.shape == (3, 2)
@@ -66,7 +51,9 @@ def test_each_class_takes_its_own_model(split_sight) -> None:
     np.testing.assert_allclose(by_class[:, 0], probs[:, :, 0].T @ weights[:, 0], atol=1e-5)
 
 
-def test_strong_pull_leaves_equal_weights_and_a_class_without_positives_the_overall_ones(split_sight) -> None:
+def test_strong_pull_leaves_equal_weights_and_a_class_without_positives_the_overall_ones(
+    evidence_of, split_sight
+) -> None:
     probs, targets = split_sight
     rigid = direct_weights(evidence_of(probs), targets, pull=1e7, by_class=False)
     np.testing.assert_allclose(rigid, EQUAL, atol=1e-3)
@@ -75,7 +62,7 @@ def test_strong_pull_leaves_equal_weights_and_a_class_without_positives_the_over
     )
 
 
-def test_missing_model_passes_its_weight_on_by_class(split_sight) -> None:
+def test_missing_model_passes_its_weight_on_by_class(evidence_of, split_sight) -> None:
     probs, targets = split_sight
     probs[0, :100] = np.nan
     weights = direct_weights(evidence_of(probs), targets, pull=1.0, by_class=True)

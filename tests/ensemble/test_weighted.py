@@ -4,23 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from talstack.ensemble.evidence import Evidence
 from talstack.ensemble.weighted import combine, greedy_weights, mean_of, negative_log_loss, segment_ap, vote
 from talstack.io.errors import InputError
-from talstack.io.predictions import ModelKey, SegmentIndex
-
-
-def evidence_of(action: np.ndarray) -> Evidence:
-    num_models, num_rows, num_classes = action.shape
-    return Evidence(
-        index=SegmentIndex(("r",), (num_rows,)),
-        models=tuple(ModelKey(f"v{i}", "rgb", "action-linear") for i in range(num_models)),
-        actions=tuple(f"a{i}" for i in range(num_classes)),
-        scenes=(),
-        action_probs=action.astype(np.float32),
-        activity_probs=action.max(axis=2).astype(np.float32),
-        scene_probs=np.zeros((1, 0), dtype=np.float32),
-    )
 
 
 @pytest.fixture
@@ -34,7 +19,7 @@ def mixed() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("metric", ["ap", "log_loss"])
-def test_good_models_get_the_weight(mixed, metric) -> None:
+def test_good_models_get_the_weight(evidence_of, mixed, metric) -> None:
     probs, targets = mixed
     weights = greedy_weights(evidence_of(probs), targets, rounds=20, metric=metric)
     assert weights.sum() == pytest.approx(1.0)
@@ -43,7 +28,7 @@ def test_good_models_get_the_weight(mixed, metric) -> None:
     assert min(weights[:2]) > 0.2
 
 
-def test_weights_beat_the_mean_and_every_model_on_what_they_were_found_on(mixed) -> None:
+def test_weights_beat_the_mean_and_every_model_on_what_they_were_found_on(evidence_of, mixed) -> None:
     probs, targets = mixed
     evidence = evidence_of(probs)
     weights = greedy_weights(evidence, targets, rounds=20)
@@ -78,13 +63,13 @@ def test_log_loss_prefers_the_truth() -> None:
     assert negative_log_loss(np.array([[0.0, 0.0]]), targets) == pytest.approx(np.log(1e-4))
 
 
-def test_no_round_is_refused(mixed) -> None:
+def test_no_round_is_refused(evidence_of, mixed) -> None:
     probs, targets = mixed
     with pytest.raises(InputError, match="at least 1, got 0"):
         greedy_weights(evidence_of(probs), targets, rounds=0)
 
 
-def test_bags_spread_the_weight(mixed) -> None:
+def test_bags_spread_the_weight(evidence_of, mixed) -> None:
     probs, targets = mixed
     many = np.concatenate([probs, probs, probs])
     one = greedy_weights(evidence_of(many), targets, rounds=5)
@@ -95,7 +80,7 @@ def test_bags_spread_the_weight(mixed) -> None:
     np.testing.assert_array_equal(bagged, greedy_weights(evidence_of(many), targets, rounds=5, bags=12, seed=1))
 
 
-def test_sure_model_outvotes_unsure_ones_and_counts_less_where_it_is_unsure() -> None:
+def test_sure_model_outvotes_unsure_ones_and_counts_less_where_it_is_unsure(evidence_of) -> None:
     sure, unsure = [0.98, 0.01], [0.3, 0.35]
     action = np.array([[sure, unsure], [unsure, sure], [unsure, [np.nan, np.nan]]])
     curves = vote(evidence_of(action))
@@ -103,7 +88,7 @@ def test_sure_model_outvotes_unsure_ones_and_counts_less_where_it_is_unsure() ->
     assert curves.action[1, 0] > 0.8
 
 
-def test_vote_of_guessing_models_is_their_mean_and_of_none_zero() -> None:
+def test_vote_of_guessing_models_is_their_mean_and_of_none_zero(evidence_of) -> None:
     third = 1 / 3
     action = np.array([[[third, third], [np.nan, np.nan]], [[third, third], [np.nan, np.nan]]])
     curves = vote(evidence_of(action))
