@@ -114,7 +114,7 @@ def build_frame_cache(
     sources = [_identity(manifest, pair, sampling, draws, hashes) for pair in pairs]
     entries = [_find(pair, source, folder, hashes) for pair, source in zip(pairs, sources, strict=True)]
     missing = [number for number, entry in enumerate(entries) if not entry["whole"]]
-    _check_space(manifest, [pairs[number][0] for number in missing], sampling, draws, folder)
+    _check_space(manifest, [pairs[number] for number in missing], sampling, draws, folder)
     made = joblib.Parallel(n_jobs=jobs, return_as="generator")(
         joblib.delayed(_decode)(manifest, entries[number], sources[number], sampling, draws, folder)
         for number in missing
@@ -129,21 +129,23 @@ def build_frame_cache(
 
 
 def _check_space(
-    manifest: Manifest, recordings: Sequence[str], sampling: SamplingConfig, draws: int, folder: Path
+    manifest: Manifest, pairs: Sequence[tuple[str, str]], sampling: SamplingConfig, draws: int, folder: Path
 ) -> None:
-    """Refuse to begin what the disk cannot hold; `recordings` has one entry per view that is still to be decoded.
+    """Refuse to begin what the disk cannot hold; `pairs` are the views that are still to be decoded.
 
     Raises:
         WriteError: less is free in the folder than the frames will take.
     """
-    seconds = sum(manifest.duration_s(recording) for recording in recordings)
+    placed = manifest.clips.drop_nulls("offset_s")  # the others have no labels and are not decoded
+    wanted = pl.DataFrame(pairs, schema=["recording", "view"], orient="row")
+    seconds = float(placed.join(wanted, on=["recording", "view"], how="semi")["duration_s"].sum()) if pairs else 0.0
     segment_bytes = draws * sampling.frames_per_segment * sampling.frame_size**2 * 3
     needed = int(seconds / sampling.segment_s) * segment_bytes
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise WriteError(
-            f"{folder}: the decoded frames of {len(recordings)} views take about {needed / 1e9:.1f} GB, and "
+            f"{folder}: the decoded frames of {len(pairs)} views take about {needed / 1e9:.1f} GB, and "
             f"{free / 1e9:.1f} GB are free; write to another disk (--out), or lower finetune.draws (now {draws}), "
             "sampling.frames_per_segment, sampling.frame_size or finetune.views"
         )
@@ -234,16 +236,21 @@ def _fill(path: Path, shape: tuple[int, ...], chunks: Iterable[FrameChunk]) -> l
     Rows at the end of the array that no segment fills are never referred to.
     """
     pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and would be a crash when a page is written
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     segments: list[int] = []
     for chunk in chunks:
         rows = chunk.rows[chunk.valid[0]]
+        _allocate(path, pixels.offset + len(segments) * pixels[0].nbytes, len(rows) * pixels[0].nbytes)
         pixels[len(segments) : len(segments) + len(rows)] = chunk.pixels[0][0][chunk.valid[0]]
         segments += rows.tolist()
     pixels.flush()
     return segments
+
+
+def _allocate(path: Path, start: int, length: int) -> None:
+    """Take room for bytes of a file: a full disk is an error here, but a crash when a mapped page is written."""
+    if length and hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), start, length)
 
 
 def _open(entries: list[dict[str, Any]], folder: Path, draws: int) -> FrameCache:

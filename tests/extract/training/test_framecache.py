@@ -58,7 +58,8 @@ def test_a_disk_without_room_is_told_before_anything_is_decoded(
     toy_data: Path, tmp_path: Path, build: Callable[..., FrameCache], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = Manifest.load(toy_data)
-    needed = int(2 * manifest.duration_s("r0")) * 3 * 4 * 32 * 32 * 3
+    clips = manifest.clips.filter(manifest.clips["recording"] == "r0")
+    needed = int(clips["duration_s"].sum()) * 3 * 4 * 32 * 32 * 3
     free = needed - 1
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
     with pytest.raises(WriteError, match=r"2 views take about .* lower finetune.draws \(now 3\)"):
