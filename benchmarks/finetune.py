@@ -10,6 +10,7 @@ of an epoch from decoded frames against a plain PyTorch loop that decodes every 
 done is not done again; with `--time-limit` the table shows what was done in time.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -38,14 +39,15 @@ from talstack.extract.training.config import FinetuneConfig
 from talstack.extract.training.finetune import RecordingSplit, finetune, split_recordings
 from talstack.extract.training.trainer import Watcher
 from talstack.extract.weights import build_network
+from talstack.io.config import to_dict
 from talstack.io.errors import TalstackError
 from talstack.io.extraction import FeatureSet
+from talstack.io.files import canonical_json, sha256_text, write_json
 from talstack.io.manifest import Manifest
 from talstack.io.targets import scene_targets, segment_index, segment_targets
 
 COLUMNS = ("segment mAP", "scene top-1", "single", "stack 0.5", "stack 0.75", "stack 0.95", "stack", "seconds")
 FRAMES = "frames"  # folder under --out, shared by all trainings
-SCORE_FILE = "score.json"
 # stage two is the same for all backbones, so it may be cheap: without trees, boundary heads and the search of a decoder
 FAST_HEADS: dict[str, Any] = {
     "tasks": ("activity", "action", "scene"), "learners": ("linear",), "linear_components": 128,
@@ -100,14 +102,30 @@ def talstack(*arguments: object, **environment: str) -> str:
     return done.stdout
 
 
-def score(data: Path, config: Config, folder: Path, every: int, *, on_cpu: bool) -> None:
-    """Train one backbone into FOLDER, run the whole path on its features, and write its figures, fractions, there."""
-    hidden = {"CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}
-    folder.mkdir(parents=True, exist_ok=True)
-    config = replace(
+def settings_of(config: Config, variant: Variant, seed: int) -> Config:
+    """Return all settings of one training and of what is run on its features."""
+    return replace(
         config, extract=replace(config.extract, modalities=("rgb",)), heads=replace(config.heads, **FAST_HEADS),
-        ensemble=replace(config.ensemble, **FAST_ENSEMBLE),
+        ensemble=replace(config.ensemble, **FAST_ENSEMBLE), finetune=variant.config(config.finetune, seed),
     )  # fmt: skip
+
+
+def score_file(out: Path, data: Path, config: Config, name: str, variant: Variant, seed: int) -> Path:
+    """Return where the figures of one training are kept, under these settings and no others."""
+    made_from = {
+        "data": str(data.resolve()),
+        "config": to_dict(settings_of(config, variant, seed)),
+        "every": variant.every,
+    }
+    folder = f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+    return out / folder / f"score-{sha256_text(canonical_json(made_from))[:12]}.json"
+
+
+def score(data: Path, config: Config, file: Path, every: int, *, on_cpu: bool) -> None:
+    """Train one backbone, run the whole path on its features, and write its figures, fractions, into the file."""
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}
+    folder = file.parent
+    folder.mkdir(parents=True, exist_ok=True)
     config.save_resolved(folder)
     backbone, settings, run, store = folder / "backbone", folder / "config.toml", folder / "run", folder / "store"
     manifest = Manifest.load(data)
@@ -133,7 +151,7 @@ def score(data: Path, config: Config, folder: Path, every: int, *, on_cpu: bool)
         "stack": detections["stack"]["average_map"],
         "training loss": card.training["history"][-1]["action_loss"], "seconds": seconds,
     }  # fmt: skip
-    (folder / SCORE_FILE).write_text(json.dumps(figures))
+    write_json(file, figures)
 
 
 def own_figures(features: FeatureSet, kind: str) -> tuple[float, float]:
@@ -224,6 +242,7 @@ def print_speed(data: Path, config: Config, out: Path) -> None:
     """Train two epochs from decoded frames and print the time of the second against the plain loop's."""
     manifest = Manifest.load(data)
     speeds: list[float] = []
+    undecoded = not (out / FRAMES).exists()
     short = replace(config.finetune, epochs=2, seed=999)
     started = time.monotonic()
     card = finetune(
@@ -237,20 +256,18 @@ def print_speed(data: Path, config: Config, out: Path) -> None:
     decoding_s = time.monotonic() - started - sum(num_segments / speed for speed in speeds)
     plain = plain_speed(manifest, config, card.seen, num_batches=6)
     table = Table("loop", "segments/s", "s per epoch", "once before", title=f"an epoch of {num_segments} segments")
-    table.add_row(
-        "decoded frames on disk", f"{speeds[1]:.1f}", f"{num_segments / speeds[1]:.1f}", f"{decoding_s:.1f} s"
-    )
+    once = f"{decoding_s:.1f} s" if undecoded else "done before"
+    table.add_row("decoded frames on disk", f"{speeds[1]:.1f}", f"{num_segments / speeds[1]:.1f}", once)
     table.add_row("plain loop, decoding on the fly", f"{plain:.1f}", f"{num_segments / plain:.1f}", "")
     Console().print(table)
     click.echo(f"ratio {speeds[1] / plain:.1f}")
 
 
-def show_table(data: Path, out: Path, names: list[str], seeds: int) -> None:
-    """Print the figures that there are."""
-    table = Table("variant", *COLUMNS, "seeds", title=f"{data}, split test, percent; mean over seeds (spread)")
-    for name in names:
-        files = [folder_of(out, name, seed) / SCORE_FILE for seed in range(seeds)]
-        rows = [json.loads(file.read_text()) for file in files if file.is_file()]
+def show_table(title: str, files: dict[str, list[Path]]) -> None:
+    """Print the figures that there are of each variant."""
+    table = Table("variant", *COLUMNS, "seeds", title=f"{title}, split test, percent; mean over seeds (spread)")
+    for name, places in files.items():
+        rows = [json.loads(file.read_text()) for file in places if file.is_file()]
         cells = []
         for column in COLUMNS if rows else ():
             values = np.array([row[column] for row in rows]) * (1 if column == "seconds" else 100)
@@ -259,40 +276,48 @@ def show_table(data: Path, out: Path, names: list[str], seeds: int) -> None:
     Console(width=160).print(table)
 
 
-def folder_of(out: Path, name: str, seed: int) -> Path:
-    return out / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
-
-
-def run_children(arguments: list[str], todo: list[tuple[str, int]], jobs: int, limit_s: float) -> None:
+def run_children(arguments: list[str], todo: list[tuple[str, int]], jobs: int, limit_s: float) -> int:
     """Train and score each (variant, seed) in a process of its own, several at once, each on its share of the cores.
 
-    What is not done after `limit_s` is ended.
+    What is not done after `limit_s` is ended. Returns how many failed.
     """
     end = time.monotonic() + limit_s
     cores = sorted(os.sched_getaffinity(0))
     free: SimpleQueue[set[int]] = SimpleQueue()
     for slot in range(jobs):
         free.put({*cores[slot::jobs]} or {*cores})
+    groups: set[int] = set()
 
-    def run(name: str, seed: int) -> None:
+    def run(name: str, seed: int) -> bool:
         share = free.get()
         click.echo(f"{name}, seed {seed}", err=True)
         command = [sys.executable, "-P", __file__, *arguments, "--child", name, str(seed)]
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
         ) as process:
-            os.sched_setaffinity(process.pid, share)
+            groups.add(process.pid)
+            with contextlib.suppress(ProcessLookupError):  # it may have failed by now
+                os.sched_setaffinity(process.pid, share)
             try:
-                text = process.communicate(timeout=max(0.1, end - time.monotonic()))[0]
+                text, late = process.communicate(timeout=max(0.1, end - time.monotonic()))[0], False
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
-                text = "no time left"
-        if process.returncode:
-            click.echo(f"{name}, seed {seed} failed:\n{text[-3000:]}", err=True)
+                text, late = "no time left", True
+        groups.discard(process.pid)
         free.put(share)
+        if process.returncode:
+            click.echo(f"{name}, seed {seed} {'ended' if late else 'failed'}:\n{text[-3000:]}", err=True)
+        return bool(process.returncode) and not late
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(run, *zip(*todo, strict=True)))
+        futures = [pool.submit(run, *pair) for pair in todo]
+        try:
+            return sum(future.result() for future in futures)
+        except BaseException:  # Ctrl-C, say: nothing goes on in the background
+            pool.shutdown(wait=False, cancel_futures=True)
+            for group in tuple(groups):
+                os.killpg(group, signal.SIGKILL)
+            raise
 
 
 @click.command()
@@ -320,22 +345,22 @@ def main(  # noqa: PLR0913 - one parameter per option
     if child is not None:
         name, seed = child
         variant = known[name]
-        settings = replace(config, finetune=variant.config(config.finetune, seed))
-        return score(data, settings, folder_of(out, name, seed), variant.every, on_cpu=extract_on_cpu)
+        file = score_file(out, data, config, name, variant, seed)
+        return score(data, settings_of(config, variant, seed), file, variant.every, on_cpu=extract_on_cpu)
     if unknown := sorted(set(only) - set(known)):
         raise click.UsageError(f"unknown variants {', '.join(unknown)}; there are {', '.join(known)}")
     started = time.monotonic()
     if speed:
         print_speed(data, config, out)
     names = [name for name in known if not only or name in only]
-    todo = [(name, seed) for seed in range(seeds) for name in names]
-    todo = [pair for pair in todo if not (folder_of(out, *pair) / SCORE_FILE).is_file()]
+    files = {name: [score_file(out, data, config, name, known[name], seed) for seed in range(seeds)] for name in names}
+    todo = [(name, seed) for seed in range(seeds) for name in names if not files[name][seed].is_file()]
     arguments = [str(data), "--config", str(config_file), "--out", str(out), "--scene-weights", scene_weights]
-    arguments += ["--epochs", str(config.finetune.epochs)]
-    if todo:
-        limit_s = time_limit - (time.monotonic() - started)
-        run_children([*arguments, *["--extract-on-cpu"] * extract_on_cpu], todo, jobs, limit_s)
-    show_table(data, out, names, seeds)
+    arguments += ["--epochs", str(config.finetune.epochs), *["--extract-on-cpu"] * extract_on_cpu]
+    failed = run_children(arguments, todo, jobs, time_limit - (time.monotonic() - started))
+    show_table(str(data), files)
+    if failed:
+        sys.exit(1)
     return None
 
 
