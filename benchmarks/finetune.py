@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -39,7 +39,6 @@ from talstack.extract.training.config import FinetuneConfig
 from talstack.extract.training.finetune import RecordingSplit, finetune, split_recordings
 from talstack.extract.training.trainer import Watcher
 from talstack.extract.weights import build_network
-from talstack.io.config import to_dict
 from talstack.io.errors import TalstackError
 from talstack.io.extraction import FeatureSet
 from talstack.io.files import canonical_json, sha256_text, write_json
