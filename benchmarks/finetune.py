@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -113,7 +113,7 @@ def score_file(out: Path, data: Path, config: Config, name: str, variant: Varian
     """Return where the figures of one training are kept, under these settings and no others."""
     made_from = {
         "data": str(data.resolve()),
-        "config": to_dict(settings_of(config, variant, seed)),
+        "config": settings_of(config, variant, seed).to_toml(),
         "every": variant.every,
     }
     folder = f"{name.replace(' ', '-').replace(',', '')}-{seed}"
