@@ -194,13 +194,14 @@ def activitynet_annotations(manifest: Manifest, summary: ExportSummary, labels: 
     Recordings of split train without an instance are left out: ActionFormer cannot train on them.
     """
     database: dict[str, Any] = {}
-    for recording, duration_s, _, split in manifest.recordings.sort("recording").iter_rows():
+    columns = manifest.recordings.sort("recording").select("recording", "duration_s", "split")
+    for recording, duration_s, split in columns.iter_rows():
         if recording not in summary.num_rows:
             continue
         found = manifest.instances.filter(manifest.instances["recording"] == recording).sort("start_s", "end_s")
         instances = [
             {"label": label, "label_id": labels.index(label), "segment": [start_s, end_s]}
-            for _, start_s, end_s, label in found.iter_rows()
+            for start_s, end_s, label in found.select("start_s", "end_s", "label").iter_rows()
         ]
         if split == "train" and not instances:
             continue

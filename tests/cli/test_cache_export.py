@@ -124,6 +124,18 @@ def test_annotations_have_ids_without_gaps_and_no_empty_training_recording(data:
     assert entry["frame"] == round(20.0 * entry["fps"])
 
 
+def test_annotations_of_a_data_set_with_groups_are_the_same(data: Path) -> None:
+    export(data, "--annotations")
+    path = data.parent / "out" / "front-rgb" / "annotations.json"
+    before = json.loads(path.read_text())
+    manifest = Manifest.load(data)
+    grouped = manifest.recordings.with_columns(pl.Series("group", ["ann", "ann", "bob"]))
+    folds = manifest.folds.with_columns(fold=pl.lit(0, dtype=manifest.folds.schema["fold"]))
+    replace(manifest, recordings=grouped, folds=folds).save(data)
+    export(data, "--annotations")
+    assert json.loads(path.read_text()) == before
+
+
 def test_the_hdf5_file_has_a_data_set_per_recording(data: Path) -> None:
     export(data, "--format", "h5")
     with h5py.File(data.parent / "out" / "front-rgb" / "features.hdf5") as file:
