@@ -6,6 +6,7 @@ RUN is what `talstack heads` left (its data folder is the one that RUN/provenanc
 is tuned or fitted is so on out-of-fold predictions of unseen recordings; the test recordings are only scored. For
 every variant: mAP in percent on test, its average out of fold (for tuned variants that is what they were chosen
 for), and the difference to plain decoding tuned on the same recordings, with the paired bootstrap's 95 % interval.
+"no boundary heads" decodes as if they had never been trained: refined ends and scores rest on the curves alone.
 The last row fuses the default's detections of all single models.
 """
 
@@ -40,9 +41,9 @@ PLAIN_CONFIG = EnsembleConfig(
 BASELINE = "plain, tuned greedily"
 
 
-def variants(problem: Problem) -> Iterator[tuple[str, Tuned]]:
+def variants(problem: Problem) -> Iterator[tuple[str, Tuned, Decoder]]:
     """Yield what each variant decodes with."""
-    yield BASELINE, tune(problem, config=PLAIN_CONFIG, confidence=0.0)
+    yield BASELINE, tune(problem, config=PLAIN_CONFIG, confidence=0.0), problem.decoder
     for name, settings in {
         "plain": PLAIN,
         "plain + Markov runs": replace(PLAIN, hmm=True),
@@ -57,9 +58,14 @@ def variants(problem: Problem) -> Iterator[tuple[str, Tuned]]:
         "default, hard NMS": replace(DEFAULT, nms="hard"),
         "default + Markov runs": replace(DEFAULT, hmm=True),
     }.items():
-        yield name, tuned_with(problem, settings)
-    yield "default, tuned beyond luck", tune(problem, config=EnsembleConfig())
-    yield "default, tuned greedily", tune(problem, config=EnsembleConfig(), confidence=0.0)
+        yield name, tuned_with(problem, settings), problem.decoder
+    deaf = replace(problem, decoder=replace(problem.decoder, boundaries={}))
+    for name, settings in {
+        "default, no boundary heads": DEFAULT, "fitted score, no boundary heads": replace(PLAIN, score="fitted"),
+    }.items():  # fmt: skip
+        yield name, tuned_with(deaf, settings), deaf.decoder
+    yield "default, tuned beyond luck", tune(problem, config=EnsembleConfig()), problem.decoder
+    yield "default, tuned greedily", tune(problem, config=EnsembleConfig(), confidence=0.0), problem.decoder
 
 
 def systems_of(run: Path, manifest: Manifest) -> tuple[list[System], Decoder, dict[str, int]]:
@@ -77,10 +83,10 @@ def systems_of(run: Path, manifest: Manifest) -> tuple[list[System], Decoder, di
     return systems, decoder_of(manifest, heads, names, scored), groups
 
 
-def rows_of(system: System, decoder: Decoder, problem: Problem, truth: pl.DataFrame) -> Iterator[list[str]]:
+def rows_of(system: System, problem: Problem, truth: pl.DataFrame) -> Iterator[list[str]]:
     """Yield one row of the table per variant."""
     baseline = None
-    for name, tuned in variants(problem):
+    for name, tuned, decoder in variants(problem):
         found = decoder.decode(system.scored, tuned.settings, tuned.fitted)
         baseline = found if baseline is None else baseline
         out_of_fold = "" if tuned.average_map is None else f"{100 * tuned.average_map:.1f}"
@@ -110,7 +116,7 @@ def main(run: Path, data: Path | None, wanted: tuple[str, ...]) -> None:
         problem = Problem.of(decoder, by_name[name].tuning, manifest.instances, groups, off_limits=())
         title = f"{name}, {truth['recording'].n_unique()} test recordings, tuned on {len(groups)}"
         table = Table("decoding", *map(str, TARGET_TIOU), "average", "difference", "out of fold", title=title)
-        for row in rows_of(by_name[name], decoder, problem, truth):
+        for row in rows_of(by_name[name], problem, truth):
             table.add_row(*row)
         console.print(table)
     singles = []

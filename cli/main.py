@@ -16,6 +16,7 @@ from talstack.cli import (
     heads,
     import_,
     init,
+    predict,
     submit,
     sync,
     tune,
@@ -41,8 +42,9 @@ def main() -> None:
     """Find which actions happen when in long recordings filmed by several cameras.
 
     The usual order: import (or demo-data), sync, finetune, extract, heads, tune, submit, evaluate. Every step skips
-    what is already there. Then: ablate compares settings of heads and ensembles, diagnose says why a score is what it
-    is, compare whether another is better, validate what the competition would refuse; cache looks after the features.
+    what is already there. Then: predict applies the run to other recordings, ablate compares settings of heads and
+    ensembles, diagnose says why a score is what it is, compare whether another is better, validate what the
+    competition would refuse; cache looks after the features.
     Exit codes: 0 done, 1 incomplete (what is missing is listed), 2 wrong usage or input.
     """
 
@@ -59,6 +61,7 @@ for _module in (
     tune,
     ablate,
     submit,
+    predict,
     evaluate,
     diagnose,
     compare,

@@ -5,7 +5,7 @@ model, refined boundaries, scores, suppression. `DecodeSettings` declares which 
 from out-of-fold predictions is a `Fitted` (see `talstack.ensemble.fit`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -104,6 +104,15 @@ class Fitted:
             "scorer": self.scorer.to_json() if self.scorer else None,
             "calibration": self.calibration.to_json() if self.calibration else None,
         }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Fitted":
+        """Return what `to_json` gave."""
+        return cls(
+            tuple(EdgeModel.from_json(model) for model in values["edges"]),
+            Scorer.from_json(values["scorer"]) if values["scorer"] else None,
+            Calibration.from_json(values["calibration"]) if values["calibration"] else None,
+        )
 
 
 NOTHING = Fitted()

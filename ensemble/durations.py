@@ -1,6 +1,8 @@
 """How long the instances of each class last, from training recordings."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -50,6 +52,21 @@ class ClassDurations:
     def unknown(cls, num_classes: int) -> "ClassDurations":
         """Return durations that say nothing: no limits, and a spread as wide as can be."""
         return cls(np.tile([0.0, np.inf], (num_classes, 1)), np.full(num_classes, 1.0), np.full(num_classes, 10.0))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the numbers as plain lists; no upper limit is None."""
+        limits = [[low, high if np.isfinite(high) else None] for low, high in self.limits_s.tolist()]
+        return {"limits_s": limits, "log_mean": self.log_mean.tolist(), "log_spread": self.log_spread.tolist()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "ClassDurations":
+        """Return the durations that `to_json` gave."""
+        limits = [[low, np.inf if high is None else high] for low, high in values["limits_s"]]
+        return cls(
+            np.array(limits, dtype=np.float64).reshape(-1, 2),
+            np.array(values["log_mean"], dtype=np.float64),
+            np.array(values["log_spread"], dtype=np.float64),
+        )
 
     def deviation(self, label: np.ndarray, length_s: np.ndarray) -> np.ndarray:
         """Return how many standard deviations the log of each length lies from its class's mean, (n,)."""

@@ -41,7 +41,7 @@ from talstack.io.files import atomic_path, canonical_json, read_json, sha256_tex
 from talstack.io.manifest import SPLITS, Manifest
 from talstack.io.targets import scene_targets, segment_index, segment_targets
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 ENSEMBLES = ("stack", "weighted", "mean", *COMBINERS)
 
 
@@ -129,7 +129,7 @@ def run_ensemble(
     problems = _problems(decoder, systems, training, manifest.instances, off_limits)
     tuned = _tune_all(problems, chosen, run / "stack", config=config, jobs=jobs)
     detections = {s.name: decoder.decode(s.scored, tuned[s.name].settings, tuned[s.name].fitted) for s in systems}
-    scenes, warnings = _scene_table(evidence)
+    scenes, warnings = scene_table(evidence)
     _write_tables(run, detections, scenes)
     metrics = _metrics(manifest, detections, scenes, split=split, seen=heads.seen)
     if metrics is not None:
@@ -305,6 +305,8 @@ def _tune_all(
     tuned: dict[str, Tuned] = dict(zip(problems, found, strict=True))
     record = {name: {"settings": asdict(t.settings), **t.fitted.to_json()} for name, t in tuned.items()}
     write_json(folder / "decode.json", record)
+    decoder = next(iter(problems.values())).decoder
+    write_json(folder / "durations.json", decoder.durations.to_json())
     return tuned
 
 
@@ -312,7 +314,7 @@ def _tuned(problem: Problem, settings: DecodeSettings | None, config: EnsembleCo
     return tune(problem, config=config) if settings is None else tuned_with(problem, settings)
 
 
-def _scene_table(evidence: Evidence) -> tuple[pl.DataFrame, list[str]]:
+def scene_table(evidence: Evidence) -> tuple[pl.DataFrame, list[str]]:
     """Return recording and one probability column per scene, and warnings; uniform where no scene head spoke."""
     probs = evidence.scene_probs.astype(np.float64)
     unknown = np.flatnonzero(np.isnan(probs).any(axis=1))

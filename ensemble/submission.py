@@ -15,20 +15,22 @@ from talstack.io.detections import sort_detections, validate_detections, write_a
 from talstack.io.errors import InputError
 from talstack.io.files import atomic_path
 from talstack.io.label_files import SUFFIXES, audacity_text, eaf_text, file_name, vtt_text
-from talstack.io.manifest import Manifest
+from talstack.io.manifest import SPLITS, Manifest
 
 FORMATS = ("binego360", "activitynet", "csv", "parquet")
 LABEL_FORMATS = tuple(SUFFIXES)
 SUM_SLACK = 1e-6  # float32 probabilities sum to 1 within this
 
 
-def write_submission(detections: pl.DataFrame, manifest: Manifest, *, split: str, format: str, out: Path) -> None:
+def write_submission(
+    detections: pl.DataFrame, manifest: Manifest, *, split: str | None, format: str, out: Path
+) -> None:
     """Write the detections of one split's recordings.
 
     Args:
         detections: table (recording, start_s, end_s, label, score); rows of other splits are left out.
         manifest: names the recordings, their lengths, the classes and the first class id.
-        split: train, val or test.
+        split: train, val or test; None for all recordings.
         format: one of `FORMATS`.
         out: the file.
 
@@ -53,7 +55,7 @@ def write_submission(detections: pl.DataFrame, manifest: Manifest, *, split: str
 
 
 def label_files(
-    detections: pl.DataFrame, manifest: Manifest, *, split: str, format: str, out: Path, min_score: float = 0.0
+    detections: pl.DataFrame, manifest: Manifest, *, split: str | None, format: str, out: Path, min_score: float = 0.0
 ) -> dict[Path, str]:
     """Return {file: text} of one split's recordings in a format for people who look.
 
@@ -73,7 +75,7 @@ def label_files(
     is_file = out.suffix.lower() == SUFFIXES[format] and not out.is_dir()
     if (is_file and len(recordings) > 1) or out.is_file() > is_file:
         raise InputError(
-            f"{out}: {format} writes one file per recording, {len(recordings)} for split {split!r}; name a folder"
+            f"{out}: {format} writes one file per recording, {len(recordings)} for {_shown(split)}; name a folder"
         )
     detections = detections.filter(pl.col("score") >= min_score)
     files = {}
@@ -97,7 +99,7 @@ def _placed_clips(manifest: Manifest, recording: str) -> list[tuple[Path, float]
     return [(manifest.media_path(path), offset_s) for path, offset_s in rows]
 
 
-def _of_split(detections: pl.DataFrame, manifest: Manifest, split: str) -> tuple[list[str], pl.DataFrame]:
+def _of_split(detections: pl.DataFrame, manifest: Manifest, split: str | None) -> tuple[list[str], pl.DataFrame]:
     """Return the split's recordings, sorted, and the checked detections on them."""
     recordings = _recordings_of(manifest, split)
     detections = validate_detections(detections, where="submission")
@@ -186,11 +188,15 @@ def _as_probabilities(table: pl.DataFrame) -> pl.DataFrame:
     return table.with_columns(values / share)
 
 
-def _recordings_of(manifest: Manifest, split: str) -> list[str]:
-    recordings = manifest.recordings_of([split])
+def _recordings_of(manifest: Manifest, split: str | None) -> list[str]:
+    recordings = manifest.recordings_of(SPLITS if split is None else [split])
     if not recordings:
-        raise InputError(f"submission: no recording of {manifest.name!r} is in split {split!r}")
+        raise InputError(f"submission: no recording of {manifest.name!r} is in {_shown(split)}")
     return recordings
+
+
+def _shown(split: str | None) -> str:
+    return "any split" if split is None else f"split {split!r}"
 
 
 def _check_names(names: Iterable[str]) -> None:

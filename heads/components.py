@@ -8,8 +8,10 @@ RUN/heads/<view>-<modality>/components/<fingerprint>.safetensors and .json, its 
 be deleted at any time.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sklearn
@@ -20,6 +22,7 @@ from talstack.heads.config import LEARNERS, HeadsConfig
 from talstack.heads.crossfit import FoldPlan
 from talstack.heads.features import GroupFeatures, read_group
 from talstack.heads.reduction import Reduction
+from talstack.io.config import to_dict
 from talstack.io.errors import ModelError, TalstackError
 from talstack.io.extraction import FeatureSet
 from talstack.io.files import canonical_json, read_json, sha256_file, sha256_text, write_json
@@ -52,9 +55,8 @@ def plan_components(
     features: FeatureSet, view: str, modality: str, folder: Path, *, plan: FoldPlan, config: HeadsConfig
 ) -> ComponentsJob | None:
     """Return the job of a group; None where a setting asks for the features as they are."""
-    # of learners that are not used too, so that leaving one out changes nothing about the others
-    wanted = [getattr(config, f"{learner}_components") for learner in LEARNERS]
-    if not min(wanted):
+    num_components = num_shared(to_dict(config))
+    if not num_components:
         return None
     recordings = sorted(features.manifest.recordings["recording"])
     shards = dict(zip(recordings, features.fingerprints(view, modality, recordings), strict=True))
@@ -63,13 +65,27 @@ def plan_components(
         identity = {
             "format_version": FORMAT_VERSION,
             "library": sklearn.__version__,
-            "num_components": max(wanted),
+            "num_components": num_components,
             "shards": shards,
             "train": sorted(name for name in plan.learn if plan.folds[name] != number),
         }
         name = sha256_text(canonical_json(identity))[:32]
         files[number] = folder / "components" / f"{name}.safetensors"
-    return ComponentsJob(view, modality, max(wanted), files)
+    return ComponentsJob(view, modality, num_components, files)
+
+
+def num_shared(config: Mapping[str, Any]) -> int:
+    """Return how many components heads share under the settings of [heads]; 0 where they take features as they are.
+
+    Learners that are not used count too, so that leaving one out changes nothing about the others.
+    """
+    wanted: list[int] = [config[f"{learner}_components"] for learner in LEARNERS]
+    return max(wanted) if min(wanted) else 0
+
+
+def reduced(group: GroupFeatures, reduction: Reduction) -> GroupFeatures:
+    """Return the group with components in place of its features, as precise as heads have learned from them."""
+    return replace(group, features=reduction(group.features).astype(np.float16), reduction=reduction)
 
 
 def make_components(job: ComponentsJob, features: FeatureSet, plan: FoldPlan) -> None:
@@ -88,13 +104,14 @@ def make_components(job: ComponentsJob, features: FeatureSet, plan: FoldPlan) ->
             train = np.array([name in plan.learn and plan.folds[name] != number for name in group.recordings])
             rows = np.flatnonzero(group.valid & train[group.row_recordings])
             if len(rows):
-                _write(job.files[number], group, Reduction.of(group.features, rows, components=job.num_components))
+                reduction = Reduction.of(group.features, rows, components=job.num_components)
+                _write(job.files[number], reduced(group, reduction), reduction)
 
 
 def _write(path: Path, group: GroupFeatures, reduction: Reduction) -> None:
     arrays = {
         **reduction.arrays(),
-        "components": reduction(group.features).astype(np.float16),
+        "components": group.features,
         "valid": group.valid,
         "aligned": group.aligned,
         "log_probs": group.log_probs,

@@ -95,17 +95,21 @@ def cross_fit(
             num_unpredicted += int((fold == number).sum())
         elif rows.any():
             probs[rows], valid[rows] = head.predict_proba(source.subset(fold == number))
-    return CrossFit(_table(key, group, probs, valid, row_fold, targets.classes), head, num_unpredicted)
+    return CrossFit(
+        rows_of(key, group, probs, valid=valid, fold=row_fold, classes=targets.classes), head, num_unpredicted
+    )
 
 
-def _table(
+def rows_of(
     key: ModelKey,
     group: GroupFeatures,
     probs: np.ndarray,
+    *,
     valid: np.ndarray,
     fold: np.ndarray,
     classes: tuple[str, ...],
 ) -> pl.DataFrame:
+    """Return a head's predictions as rows of the out-of-fold table; by recording for scenes, else by segment."""
     if key.task == "scene":
         return scene_rows(key, group.recordings, probs, valid=valid, fold=fold, classes=classes)
     return segment_rows(key, group.index, probs, valid=valid, fold=fold, classes=classes)

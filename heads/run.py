@@ -243,7 +243,7 @@ def _write_run(
     return True
 
 
-def describe_run(used: Iterable[HeadJob], folder: Path, *, features: FeatureSet, config: HeadsConfig) -> dict[str, Any]:
+def describe_run(used: Sequence[HeadJob], folder: Path, *, features: FeatureSet, config: HeadsConfig) -> dict[str, Any]:
     """Return the content of heads.json for the out-of-fold table of these heads.
 
     Args:
@@ -262,6 +262,11 @@ def describe_run(used: Iterable[HeadJob], folder: Path, *, features: FeatureSet,
         "extraction": extraction.name,
         "actions": list(manifest.actions),
         "scenes": list(manifest.scenes),
+        "first_action_id": manifest.first_action_id,
+        "recipes": [
+            [view, modality, extraction.recipe_hash(view, modality)]
+            for view, modality in sorted({(job.key.view, job.key.modality) for job in used})
+        ],
         "config": to_dict(config),
         "models": [
             {

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from talstack.io.errors import ConfigError, InputError, MissingInputError, StoreError
-from talstack.io.files import read_json, write_json
+from talstack.io.files import canonical_json, read_json, sha256_text, write_json
 from talstack.io.grid import SegmentGrid
 from talstack.io.manifest import Manifest
 from talstack.io.members import Link, Member, choose_members, mean_shard, members_of_view
@@ -82,6 +82,16 @@ class Extraction:
     def members_for(self, view: str, fold: int | None) -> tuple[Member, ...]:
         """Return the members that make the features of a recording of this fold; none where there is one backbone."""
         return choose_members(self.members, view, fold)
+
+    def recipe_hash(self, view: str, modality: str) -> str:
+        """Return a hash of all that makes these features, but for the recordings: equal ones mean the same."""
+        recipe = self.recipes[modality]
+        made: Sequence[Mapping[str, Any]] = (recipe,)
+        if recipe["kind"] in PICTURES:
+            whole = {**recipe, **self.derived.get(view, {})}
+            made = self.recipes_of(whole, members_of_view(self.members, view))
+        content = {"segment_s": self.segment_s, "link": self.link, "recipes": [dict(own) for own in made]}
+        return sha256_text(canonical_json(content))
 
     def seen_among(self, manifest: Manifest) -> frozenset[str]:
         """Return the recordings of a data set that a backbone which makes some of their features knows."""

@@ -34,7 +34,7 @@ def talstack(*arguments: object, code: int = 0) -> Result:
 
 def test_help_names_every_command_and_a_bad_input_ends_with_code_2(tmp_path: Path) -> None:
     listed = talstack("--help").output
-    for command in ("init", "demo-data", "import", "finetune", "extract", "heads", "submit", "evaluate"):
+    for command in ("init", "demo-data", "import", "finetune", "extract", "heads", "submit", "predict", "evaluate"):
         assert command in listed
         assert len(talstack(command, "--help").output) > 200
     result = talstack("extract", tmp_path, "--store", tmp_path / "s", code=2)
