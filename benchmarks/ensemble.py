@@ -60,7 +60,7 @@ def decoding(num_recordings: int, num_segments: int, num_classes: int) -> None:
     decoder, curves, truth = made_up(num_recordings, num_segments, num_classes)
     learned = curves.subset(list(curves.index.recordings[:40]))
     fitting = DecodeSettings(refine=True, score="fitted")
-    fitted = fit(decoder, [f for batch in decoder.propose(learned, fitting) for f in batch], truth, fitting, tiou=TIOU)
+    fitted = fit(decoder, decoder.propose(learned, fitting), truth, fitting, tiou=TIOU)
     title = f"decoding {num_recordings} recordings x {num_segments} segments x {num_classes} classes, one core"
     table = Table("settings", "detections", "CPU s", "ratio", "wall s", title=title)
     first = 0.0

@@ -6,14 +6,13 @@ between centres: 27 against 36 mAP at tIoU 0.95 for a stacker on mhad.) Means ar
 curve, or runs that end at segment bounds would be preferred (45 against 52 there).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import expit
 
 from talstack.ensemble.design import logits
-from talstack.io.grid import SegmentGrid
 from talstack.io.predictions import SegmentIndex
 
 FINE = 8  # points per segment at which curves are integrated: contrast must see where in a segment a run ends
@@ -46,15 +45,52 @@ class Curves:
 
 
 class CurveMeans:
-    """Means of curves over intervals, by the running integral of the curves read at `FINE` points per segment."""
+    """The curves of some recordings, laid end to end, with their running integrals; `at` reads them."""
 
-    def __init__(self, values: np.ndarray, grid: SegmentGrid) -> None:
-        self.grid = grid
-        self._step_s = grid.segment_s / FINE
-        self._logits = logits(values)
-        self._values = _fine_curves(self._logits)
-        start = np.zeros((1, values.shape[1]))
-        self._integral = np.concatenate([start, np.cumsum(self._values, axis=0)]) * self._step_s
+    def __init__(self, values: Sequence[np.ndarray], segment_s: float) -> None:
+        """Take the (S, K) curves of every recording, at the segment centres."""
+        self.segment_s, self.step_s = segment_s, segment_s / FINE
+        self.num_segments = np.array([len(part) for part in values], dtype=np.int64)
+        self.first = np.cumsum(self.num_segments) - self.num_segments
+        self.logits = logits(np.concatenate(values))
+        self.fine = _fine_curves(self.logits, self.first, self.num_segments)
+        self.before = np.empty_like(self.fine)  # the integral up to each fine step, from its recording's start
+        for first, num in zip(self.first * FINE, self.num_segments * FINE, strict=True):
+            self.before[first] = 0.0
+            np.cumsum(self.fine[first : first + num - 1], axis=0, out=self.before[first + 1 : first + num])
+        self.before *= self.step_s
+
+    def at(self, owner: np.ndarray) -> "RowMeans":
+        """Return what reads the curves of the (n,) recordings, given by their position, row by row."""
+        return RowMeans(self, self.first[owner], self.num_segments[owner])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowMeans:
+    """Means and logits of curves, every row in a recording of its own; times are seconds on that one's clock.
+
+    Attributes:
+        means: the curves.
+        first, num_segments: (n,) where each row's recording begins among the segments, and how many it has.
+    """
+
+    means: CurveMeans
+    first: np.ndarray
+    num_segments: np.ndarray
+
+    @property
+    def segment_s(self) -> float:
+        """Length of a segment, seconds."""
+        return self.means.segment_s
+
+    @property
+    def end_s(self) -> np.ndarray:
+        """Where the last segment ends, (n,) seconds."""
+        return self.num_segments * self.means.segment_s
+
+    def rows(self, keep: np.ndarray) -> "RowMeans":
+        """Return some of the rows."""
+        return RowMeans(self.means, self.first[keep], self.num_segments[keep])
 
     def integral(self, times_s: np.ndarray, column: np.ndarray | slice) -> np.ndarray:
         """Return the integral from 0 to each time, seconds; beyond the last segment it stays as it is there.
@@ -62,16 +98,18 @@ class CurveMeans:
         Args:
             column: one curve per time gives (n,); a slice of curves gives (n, k).
         """
-        position = np.clip(times_s / self._step_s, 0.0, len(self._values))
-        step = np.minimum(position.astype(np.int64), len(self._values) - 1)
-        part_s = (position - step) * self._step_s
+        num_steps = self.num_segments * FINE
+        position = np.clip(times_s / self.means.step_s, 0.0, num_steps)
+        step = np.minimum(position.astype(np.int64), num_steps - 1)
+        part_s = (position - step) * self.means.step_s
         if isinstance(column, slice):
             part_s = part_s[:, None]
-        return self._integral[step, column] + self._values[step, column] * part_s
+        step = step + self.first * FINE
+        return self.means.before[step, column] + self.means.fine[step, column] * part_s
 
     def inside(self, intervals: np.ndarray, column: np.ndarray | slice) -> np.ndarray:
         """Return the mean over each interval, (n,) or (n, k)."""
-        low, high = np.clip(intervals, 0.0, self.end_s).T
+        low, high = np.clip(intervals, 0.0, self.end_s[:, None]).T
         length = np.maximum(high - low, 1e-9)
         total = self.integral(high, column) - self.integral(low, column)
         return total / (length[:, None] if isinstance(column, slice) else length)
@@ -82,35 +120,34 @@ class CurveMeans:
         A margin is `margin` times the interval's length, at least one segment, and ends at the recording's ends;
         an interval that fills the recording is contrasted with nothing.
         """
-        start, end = np.clip(intervals, 0.0, self.end_s).T
-        width = np.maximum(margin * (end - start), self.grid.segment_s)
+        start, end = np.clip(intervals, 0.0, self.end_s[:, None]).T
+        width = np.maximum(margin * (end - start), self.segment_s)
         before, after = np.maximum(start - width, 0.0), np.minimum(end + width, self.end_s)
-        outer = self.integral(after, column) - self.integral(end, column)
-        outer += self.integral(start, column) - self.integral(before, column)
+        upto_start, upto_end = self.integral(start, column), self.integral(end, column)
+        outer = self.integral(after, column) - upto_end + upto_start - self.integral(before, column)
         length = after - end + start - before
         outside = np.where(length > 1e-9, outer / np.maximum(length, 1e-9), 0.0)
-        return np.maximum(self.inside(intervals, column) - outside, 0.0)
+        return np.maximum((upto_end - upto_start) / np.maximum(end - start, 1e-9) - outside, 0.0)
 
     def logits_at(self, times_s: np.ndarray, column: np.ndarray) -> np.ndarray:
         """Return the interpolated logit of one curve per row, shaped as the (n, k) times; `column` is (n,)."""
-        last = len(self._logits) - 1
-        position = np.clip(times_s / self.grid.segment_s - 0.5, 0.0, last)
-        left = np.minimum(position.astype(np.int64), max(last - 1, 0))
+        first, last, column = self.first[:, None], self.num_segments[:, None] - 1, column[:, None]
+        position = np.clip(times_s / self.segment_s - 0.5, 0.0, last)
+        left = np.minimum(position.astype(np.int64), np.maximum(last - 1, 0))
         right = np.minimum(left + 1, last)
         part = position - left
-        return (1.0 - part) * self._logits[left, column[:, None]] + part * self._logits[right, column[:, None]]
-
-    @property
-    def end_s(self) -> float:
-        """Where the last segment ends, seconds."""
-        return len(self._values) * self._step_s
+        return (1.0 - part) * self.means.logits[first + left, column] + part * self.means.logits[first + right, column]
 
 
-def _fine_curves(at_centres: np.ndarray) -> np.ndarray:
-    """Return the curves of (S, K) logits at the middles of `FINE` equal parts of every segment, (S * FINE, K)."""
-    num_segments = len(at_centres)
-    position = np.clip((np.arange(num_segments * FINE) + 0.5) / FINE - 0.5, 0.0, num_segments - 1)
-    left = np.minimum(position.astype(np.int64), max(num_segments - 2, 0))
-    right = np.minimum(left + 1, num_segments - 1)
+def _fine_curves(at_centres: np.ndarray, first: np.ndarray, num_segments: np.ndarray) -> np.ndarray:
+    """Return the curves of (N, K) logits at the middles of `FINE` equal parts of every segment, (N * FINE, K).
+
+    Args:
+        first, num_segments: (R,) the rows of every recording, across which nothing is interpolated.
+    """
+    start, last = np.repeat(first, num_segments * FINE), np.repeat(num_segments - 1, num_segments * FINE)
+    position = np.clip((np.arange(len(start)) - start * FINE + 0.5) / FINE - 0.5, 0.0, last)
+    left = np.minimum(position.astype(np.int64), np.maximum(last - 1, 0))
+    right = np.minimum(left + 1, last)
     part = (position - left)[:, None].astype(np.float32)
-    return expit((1.0 - part) * at_centres[left] + part * at_centres[right]).astype(np.float64)
+    return expit((1.0 - part) * at_centres[start + left] + part * at_centres[start + right]).astype(np.float64)

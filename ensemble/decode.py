@@ -5,7 +5,7 @@ model, refined boundaries, scores, suppression. `DecodeSettings` declares which 
 from out-of-fold predictions is a `Fitted` (see `talstack.ensemble.fit`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from talstack.ensemble.calibration import Calibration
-from talstack.ensemble.curves import CurveMeans, Curves
+from talstack.ensemble.curves import CurveMeans, Curves, RowMeans
 from talstack.ensemble.durations import ClassDurations
 from talstack.ensemble.hmm import Durations, viterbi_runs
 from talstack.ensemble.nms import Method, suppress, top_k
@@ -120,11 +120,30 @@ NOTHING = Fitted()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Found:
-    """Proposals of one recording, and the curves that they come from."""
+    """Proposals of some recordings, and what they are judged by.
 
-    recording: str
+    Attributes:
+        recordings: which; the `owner` of a proposal is a position here.
+        durations_s: (R,) how long they are.
+        means: their curves.
+        boundaries: what boundary heads say of the segments of `means`; None where there are none.
+        proposals: in the order of the recordings.
+    """
+
+    recordings: tuple[str, ...]
+    durations_s: np.ndarray
     means: CurveMeans
+    boundaries: BoundaryVotes | None
     proposals: Proposals
+
+    @property
+    def at(self) -> RowMeans:
+        """The curves of every proposal's recording."""
+        return self.means.at(self.proposals.owner)
+
+    def rows(self, keep: np.ndarray) -> "Found":
+        """Return some of the proposals."""
+        return replace(self, proposals=self.proposals.rows(keep))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,53 +171,68 @@ class Decoder:
 
     def decode(self, curves: Curves, settings: DecodeSettings, fitted: Fitted = NOTHING) -> pl.DataFrame:
         """Return the detections: recording, start_s, end_s, label, score; by recording, then descending score."""
-        batches = [self.detect(batch, settings, fitted) for batch in self.propose(curves, settings)]
-        table = pl.concat([pl.DataFrame(schema=DETECTION_SCHEMA), *batches])
+        names, tables = list(curves.index.recordings), [pl.DataFrame(schema=DETECTION_SCHEMA)]
+        for start in range(0, len(names), BATCH):
+            found = self.propose(curves.subset(names[start : start + BATCH]), settings)
+            tables.append(self.detect(self.refined(found, settings, fitted), settings, fitted.scorer))
+        table = pl.concat(tables)
         if fitted.calibration is not None:
             table = table.with_columns(score=pl.Series(fitted.calibration.apply(table["score"].to_numpy())))
         return table.sort("recording", "score", descending=[False, True], maintain_order=True)
 
-    def propose(self, curves: Curves, settings: DecodeSettings) -> Iterator[list[Found]]:
-        """Yield the proposals of a batch of recordings, as the curves give them: not refined, not limited."""
-        names, batch = list(curves.index.recordings), []
+    def propose(self, curves: Curves, settings: DecodeSettings) -> Found:
+        """Return the proposals, as the curves give them: not refined, not limited."""
+        names, values, runs = curves.index.recordings, [], []
         every = list(curves)
         for start in range(0, len(names), BATCH):
-            values = [self._smoothed(values, name, settings) for name, values in every[start : start + BATCH]]
-            batch = names[start : start + BATCH]
-            markov = self._markov_runs(batch, values, settings)
-            yield [
-                self._found(name, value, runs, settings)
-                for name, value, runs in zip(batch, values, markov, strict=True)
-            ]
+            batch = [self._smoothed(values, name, settings) for name, values in every[start : start + BATCH]]
+            several = names[start : start + BATCH]
+            markov = self._markov_runs(several, batch, settings)
+            runs += [self._runs(*of_one, settings) for of_one in zip(several, batch, markov, strict=True)]
+            values += batch
+        means = CurveMeans(values, self.grids[names[0]].segment_s)
+        owner = np.repeat(np.arange(len(names)), [len(of_one.curve) for of_one in runs])
+        proposals = labelled(join_runs(runs), owner, means, settings.labels_per_run)
+        durations_s = np.array([self.grids[name].duration_s for name in names])
+        return Found(names, durations_s, means, self._boundaries(names, means), proposals)
 
-    def refined(self, found: Found, settings: DecodeSettings, fitted: Fitted) -> Proposals:
+    def refined(self, found: Found, settings: DecodeSettings, fitted: Fitted) -> Found:
         """Return the proposals with refined ends, without those that last too short or too long."""
-        grid, intervals = found.means.grid, found.proposals.intervals
+        intervals = found.proposals.intervals
         for model in fitted.edges if settings.refine else ():
-            intervals = self.moved(found, intervals, model)
-        intervals = np.clip(intervals + [settings.start_shift_s, settings.end_shift_s], 0.0, grid.duration_s)
+            intervals = self.moved(found, intervals, self.edge_features(found, intervals), model)
+        return self.limited(found, intervals, settings)[0]
+
+    def limited(self, found: Found, intervals: np.ndarray, settings: DecodeSettings) -> tuple[Found, np.ndarray]:
+        """Return the proposals with these (n, 2) ends, shifted and cut, and which are left: not too short or long."""
+        proposals = found.proposals
+        longest_s = found.durations_s[proposals.owner][:, None]
+        intervals = np.clip(intervals + [settings.start_shift_s, settings.end_shift_s], 0.0, longest_s)
         length = intervals[:, 1] - intervals[:, 0]
-        low, high = self.durations.limits_s[found.proposals.label].T
+        low, high = self.durations.limits_s[proposals.label].T
         fits = (length >= low * settings.shortest) & (length <= high * settings.longest) & (length > 0)
-        return replace(found.proposals, intervals=intervals).rows(fits)
+        return replace(found, proposals=replace(proposals, intervals=intervals).rows(fits)), fits
 
     def edge_features(self, found: Found, intervals: np.ndarray) -> np.ndarray:
         """Return what is known around the (n, 2) ends that the proposals have by now, (n, 2, F)."""
-        label, level = found.proposals.label, found.proposals.runs.level
-        return edge_features(found.means, intervals, label, level, self.boundaries.get(found.recording))
+        proposals = found.proposals
+        return edge_features(found.at, intervals, proposals.label, proposals.runs.level, found.boundaries)
 
-    def moved(self, found: Found, intervals: np.ndarray, model: EdgeModel) -> np.ndarray:
-        """Return the (n, 2) intervals after one more refinement, inside the recording, seconds."""
-        grid = found.means.grid
-        moved = np.clip(
-            model.move(intervals, self.edge_features(found, intervals), grid.segment_s), 0.0, grid.duration_s
-        )
+    def moved(self, found: Found, intervals: np.ndarray, features: np.ndarray, model: EdgeModel) -> np.ndarray:
+        """Return the (n, 2) intervals after one more refinement, inside their recordings, seconds.
+
+        Args:
+            features: `edge_features` of these intervals.
+        """
+        longest_s = found.durations_s[found.proposals.owner][:, None]
+        moved = np.clip(model.move(intervals, features, found.means.segment_s), 0.0, longest_s)
         return np.where((moved[:, 1] > moved[:, 0])[:, None], moved, intervals)
 
-    def score_features(self, found: Found, proposals: Proposals) -> np.ndarray:
+    def score_features(self, found: Found) -> np.ndarray:
         """Return what the fitted score of refined proposals is made of, (n, F)."""
+        proposals = found.proposals
         length = proposals.intervals[:, 1] - proposals.intervals[:, 0]
-        return score_features(found.means, proposals, self.durations.deviation(proposals.label, length))
+        return score_features(found.at, proposals, self.durations.deviation(proposals.label, length))
 
     def _smoothed(self, values: np.ndarray, name: str, settings: DecodeSettings) -> np.ndarray:
         if settings.smoothing_s <= 0:
@@ -207,7 +241,9 @@ class Decoder:
         sigma = settings.smoothing_s / self.grids[name].segment_s * np.append(1.0, lengths)
         return smooth(values, sigma)
 
-    def _markov_runs(self, names: list[str], values: list[np.ndarray], settings: DecodeSettings) -> list[list[Runs]]:
+    def _markov_runs(
+        self, names: Sequence[str], values: list[np.ndarray], settings: DecodeSettings
+    ) -> list[list[Runs]]:
         found: list[list[Runs]] = [[] for _ in names]
         if not settings.hmm:
             return found
@@ -227,17 +263,26 @@ class Decoder:
                 found[row].append(Runs(curve, levels, intervals, np.ones(len(curve), dtype=bool)).rows(real))
         return found
 
-    def _found(self, name: str, values: np.ndarray, markov: list[Runs], settings: DecodeSettings) -> Found:
-        grid = self.grids[name]
+    def _runs(self, name: str, values: np.ndarray, markov: list[Runs], settings: DecodeSettings) -> Runs:
         parts = [runs.rows(self._is_wanted(runs.curve, settings)) for runs in markov]
         for first, thresholds in ((0, settings.activity_thresholds), (1, settings.class_thresholds)):
             if settings.proposals == ("class", "activity")[first]:
                 continue
             columns = values[:, 1:] if first else values[:, :1]
-            curve, level, intervals = threshold_runs(columns, thresholds, grid, gap_s=settings.gap_s)
+            curve, level, intervals = threshold_runs(columns, thresholds, self.grids[name], gap_s=settings.gap_s)
             parts.append(Runs(curve + first, level, intervals, np.zeros(len(curve), dtype=bool)))
-        means = CurveMeans(values, grid)
-        return Found(name, means, labelled(join_runs(parts), means, settings.labels_per_run))
+        return join_runs(parts)
+
+    def _boundaries(self, names: Sequence[str], means: CurveMeans) -> BoundaryVotes | None:
+        """Return what boundary heads say of these recordings, end to end; nothing is likely where they do not speak."""
+        if not self.boundaries:
+            return None
+        silent = [np.zeros(num) for num in means.num_segments]
+        parts = [
+            self.boundaries.get(name, BoundaryVotes(zeros, zeros, zeros, zeros))
+            for name, zeros in zip(names, silent, strict=True)
+        ]
+        return BoundaryVotes(*(np.concatenate([getattr(p, side) for p in parts]) for side in BoundaryVotes.__slots__))
 
     def _is_wanted(self, curve: np.ndarray, settings: DecodeSettings) -> np.ndarray:
         if settings.proposals == "both":
@@ -245,15 +290,21 @@ class Decoder:
         wanted: np.ndarray = (curve == 0) == (settings.proposals == "activity")
         return wanted
 
-    def detect(self, batch: list[Found], settings: DecodeSettings, fitted: Fitted = NOTHING) -> pl.DataFrame:
-        """Return the detections out of the proposals of some recordings, in no order; scores are not calibrated."""
-        if not batch:
-            return pl.DataFrame(schema=DETECTION_SCHEMA)
-        proposals = [self.refined(found, settings, fitted) for found in batch]
-        scores = np.concatenate([self._scores(*pair, settings, fitted) for pair in zip(batch, proposals, strict=True)])
-        owner = np.repeat(np.arange(len(batch)), [len(p.label) for p in proposals])
-        intervals = np.concatenate([p.intervals for p in proposals])
-        label = np.concatenate([p.label for p in proposals])
+    def detect(self, found: Found, settings: DecodeSettings, scorer: Scorer | None = None) -> pl.DataFrame:
+        """Return the detections out of refined proposals, in no order; scores are not calibrated.
+
+        Args:
+            scorer: the fitted score, where the settings ask for it and there is one.
+        """
+        if settings.score == "fitted" and scorer is not None:
+            return self.select(found, scorer.scores(self.score_features(found)), settings)
+        margin, contrast_weight = settings.margin, settings.contrast_weight
+        scores = plain_scores(found.at, found.proposals, margin=margin, contrast_weight=contrast_weight)
+        return self.select(found, scores, settings)
+
+    def select(self, found: Found, scores: np.ndarray, settings: DecodeSettings) -> pl.DataFrame:
+        """Return what suppression leaves of proposals with these (n,) scores, the best ones of each recording."""
+        owner, label, intervals = found.proposals.owner, found.proposals.label, found.proposals.intervals
         real = np.flatnonzero(scores > 0)
         kept, decayed = suppress(
             intervals[real],
@@ -266,7 +317,7 @@ class Decoder:
         )
         best = top_k(decayed, owner[real[kept]], settings.max_detections)
         rows, decayed = real[kept[best]], decayed[best]
-        names = np.array([found.recording for found in batch], dtype=object)
+        names = np.array(found.recordings, dtype=object)
         return pl.DataFrame(
             {
                 "recording": names[owner[rows]].tolist(),
@@ -277,8 +328,3 @@ class Decoder:
             },
             schema=DETECTION_SCHEMA,
         )
-
-    def _scores(self, found: Found, proposals: Proposals, settings: DecodeSettings, fitted: Fitted) -> np.ndarray:
-        if settings.score == "fitted" and fitted.scorer is not None:
-            return fitted.scorer.scores(self.score_features(found, proposals))
-        return plain_scores(found.means, proposals, margin=settings.margin, contrast_weight=settings.contrast_weight)

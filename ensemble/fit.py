@@ -4,7 +4,7 @@ Every group of recordings is decoded with what was learned on the others (`decod
 compared on detections that nothing was fitted to.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -16,7 +16,7 @@ from talstack.ensemble.proposals import Proposals
 from talstack.ensemble.refine import EdgeModel
 from talstack.ensemble.scoring import Scorer
 from talstack.evaluate.map import match_for_map
-from talstack.io.intervals import pairwise_tiou
+from talstack.io.intervals import aligned_tiou
 
 EDGE_L2 = 10.0
 SCORE_L2 = 10.0
@@ -35,76 +35,113 @@ def truth_of(instances: pl.DataFrame, actions: tuple[str, ...]) -> Truth:
     }
 
 
-def nearest_instances(recording: str, proposals: Proposals, truth: Truth) -> tuple[np.ndarray, np.ndarray]:
-    """Return each proposal's best tIoU with an instance of its class, (n,), and that instance, (n, 2) seconds."""
-    best, nearest = np.zeros(len(proposals.label)), np.zeros((len(proposals.label), 2))
-    for label in np.unique(proposals.label):
-        known = truth.get((recording, int(label)))
-        if known is None:
-            continue
-        rows = np.flatnonzero(proposals.label == label)
-        tiou = pairwise_tiou(proposals.intervals[rows], known)
-        best[rows], nearest[rows] = tiou.max(axis=1), known[tiou.argmax(axis=1)]
-    return best, nearest
-
-
-def fit(
-    decoder: Decoder, every: list[Found], truth: Truth, settings: DecodeSettings, *, tiou: tuple[float, ...]
-) -> Fitted:
+def fit(decoder: Decoder, found: Found, truth: Truth, settings: DecodeSettings, *, tiou: tuple[float, ...]) -> Fitted:
     """Return what the settings ask for, learned on proposals from predictions that are not in-sample.
 
     Args:
-        every: `Decoder.propose` with the same settings.
+        found: `Decoder.propose` with the same settings.
         tiou: thresholds of the target metric; a proposal's quality is the share of them that it reaches.
     """
-    fitted = Fitted(_fit_edges(decoder, every, truth) if settings.refine else ())
-    if settings.score == "plain":
-        return fitted
-    return replace(fitted, scorer=_fit_scorer(decoder, every, truth, settings, fitted, tiou=tiou))
+    learner = _Learner(decoder, found, truth, settings, tiou)
+    return learner.learn(np.ones(len(found.proposals.label), dtype=bool)).fitted
 
 
-def _fit_edges(decoder: Decoder, every: list[Found], truth: Truth) -> tuple[EdgeModel, ...]:
-    """Return the models of `ROUNDS` refinements, each fitted on what the one before has moved."""
-    matched = []
-    for found in every:
-        best, nearest = nearest_instances(found.recording, found.proposals, truth)
-        close = best >= CLOSE
-        if close.any():
-            proposals = found.proposals.rows(close)
-            matched.append((replace(found, proposals=proposals), nearest[close], proposals.intervals))
-    models: list[EdgeModel] = []
-    for _ in range(ROUNDS if matched else 0):
-        segment_s = matched[0][0].means.grid.segment_s
-        features = np.concatenate([decoder.edge_features(found, now) for found, _, now in matched])
-        late = np.concatenate([(nearest - now) / segment_s for _, nearest, now in matched])
-        weights = np.concatenate([_one_per_instance(found, nearest) for found, nearest, _ in matched])
-        model = EdgeModel.fit(features, late, weights, l2=EDGE_L2)
-        if model is None:
-            break
-        models.append(model)
-        matched = [(found, nearest, decoder.moved(found, now, model)) for found, nearest, now in matched]
-    return tuple(models)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Learned:
+    """What was learned on some of the proposals, and what it makes of all of them.
+
+    Attributes:
+        fitted: the models.
+        refined: the proposals with their ends moved, as far as they are neither too short nor too long.
+        left: (n,) bool, which of the proposals these are.
+        features: of the fitted score, of the refined proposals; None where there is no such score.
+    """
+
+    fitted: Fitted
+    refined: Found
+    left: np.ndarray
+    features: np.ndarray | None
 
 
-def _one_per_instance(found: Found, nearest: np.ndarray) -> np.ndarray:
+class _Learner:
+    """Learns ends and score on any part of the same proposals; what does not depend on the part is made once."""
+
+    def __init__(
+        self, decoder: Decoder, found: Found, truth: Truth, settings: DecodeSettings, tiou: tuple[float, ...]
+    ) -> None:
+        self._decoder, self._found, self._settings, self._tiou = decoder, found, settings, tiou
+        self._instances = _Instances(found, truth, len(decoder.actions))
+        self._best, self._nearest = self._instances.nearest(found.proposals)
+        self._features = decoder.edge_features(found, found.proposals.intervals) if settings.refine else None
+
+    def learn(self, part: np.ndarray) -> _Learned:
+        """Return what is learned on the proposals where `part`, (n,) bool."""
+        edges, intervals = self._edges(part)
+        refined, left = self._decoder.limited(self._found, intervals, self._settings)
+        if self._settings.score == "plain":
+            return _Learned(Fitted(edges), refined, left, None)
+        features, own = self._decoder.score_features(refined), part[left]
+        best, _ = self._instances.nearest(refined.proposals.rows(own))
+        quality = (best[:, None] >= np.array(self._tiou)).mean(axis=1)
+        return _Learned(Fitted(edges, Scorer.fit(features[own], quality, l2=SCORE_L2)), refined, left, features)
+
+    def _edges(self, part: np.ndarray) -> tuple[tuple[EdgeModel, ...], np.ndarray]:
+        """Return the models of `ROUNDS` refinements, each on what the one before has moved, and all moved intervals."""
+        intervals, features = self._found.proposals.intervals, self._features
+        close = np.flatnonzero(part & (self._best >= CLOSE))
+        if features is None or not len(close):
+            return (), intervals
+        segment_s, nearest = self._found.means.segment_s, self._nearest[close]
+        weights = _one_per_instance(self._found.proposals.rows(close), nearest)
+        models: list[EdgeModel] = []
+        for round_ in range(ROUNDS):
+            features = self._decoder.edge_features(self._found, intervals) if round_ else features
+            model = EdgeModel.fit(features[close], (nearest - intervals[close]) / segment_s, weights, l2=EDGE_L2)
+            if model is None:
+                break
+            models.append(model)
+            intervals = self._decoder.moved(self._found, intervals, features, model)
+        return tuple(models), intervals
+
+
+class _Instances:
+    """The instances of the recordings of proposals, by recording and class."""
+
+    def __init__(self, found: Found, truth: Truth, num_classes: int) -> None:
+        owners = {name: position for position, name in enumerate(found.recordings)}
+        known = sorted(
+            (owners[recording] * num_classes + label, rows)
+            for (recording, label), rows in truth.items()
+            if recording in owners
+        )
+        counts = [len(rows) for _, rows in known]
+        self._num_classes = num_classes
+        self._first = np.zeros(len(owners) * num_classes, dtype=np.int64)
+        self._count = np.zeros(len(owners) * num_classes, dtype=np.int64)
+        keys = [key for key, _ in known]
+        self._first[keys], self._count[keys] = np.cumsum([0, *counts])[:-1], counts
+        self._intervals = np.concatenate([np.zeros((0, 2)), *(rows for _, rows in known)])
+
+    def nearest(self, proposals: Proposals) -> tuple[np.ndarray, np.ndarray]:
+        """Return each proposal's best tIoU with an instance of its class, (n,), and that instance, (n, 2) seconds."""
+        best, nearest = np.zeros(len(proposals.label)), np.zeros((len(proposals.label), 2))
+        keys = proposals.owner * self._num_classes + proposals.label
+        first, count = self._first[keys], self._count[keys]
+        for number in range(int(count.max(initial=0))):
+            rows = np.flatnonzero(count > number)
+            other = self._intervals[first[rows] + number]
+            tiou = aligned_tiou(tuple(proposals.intervals[rows].T), tuple(other.T))
+            better = tiou > best[rows]
+            best[rows[better]], nearest[rows[better]] = tiou[better], other[better]
+        return best, nearest
+
+
+def _one_per_instance(proposals: Proposals, nearest: np.ndarray) -> np.ndarray:
     """Return weights that sum to one over the proposals of every instance, (n,)."""
-    keys = np.column_stack([nearest, found.proposals.label])
+    keys = np.column_stack([nearest, proposals.owner, proposals.label])
     _, which, count = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
     weights: np.ndarray = 1.0 / count[which.ravel()]
     return weights
-
-
-def _fit_scorer(
-    decoder: Decoder, every: list[Found], truth: Truth, settings: DecodeSettings, fitted: Fitted,
-    *, tiou: tuple[float, ...],
-) -> Scorer | None:  # fmt: skip
-    features, quality = [], []
-    for found in every:
-        proposals = decoder.refined(found, settings, fitted)
-        best, _ = nearest_instances(found.recording, proposals, truth)
-        features.append(decoder.score_features(found, proposals))
-        quality.append((best[:, None] >= np.array(tiou)).mean(axis=1))
-    return Scorer.fit(np.concatenate(features), np.concatenate(quality), l2=SCORE_L2)
 
 
 def fit_calibration(
@@ -130,12 +167,18 @@ def decode_held_out(
     Args:
         groups: {recording: group}.
     """
-    every = [found for batch in decoder.propose(curves, settings) for found in batch]
+    found = decoder.propose(curves, settings)
     if not settings.refine and settings.score == "plain":
-        return decoder.detect(every, settings)
-    parts = []
-    for group in sorted({groups[found.recording] for found in every}):
-        others = [found for found in every if groups[found.recording] != group]
-        fitted = fit(decoder, others, truth, settings, tiou=tiou)
-        parts.append(decoder.detect([found for found in every if groups[found.recording] == group], settings, fitted))
+        return decoder.detect(decoder.limited(found, found.proposals.intervals, settings)[0], settings)
+    learner = _Learner(decoder, found, truth, settings, tiou)
+    group_of = np.array([groups[name] for name in found.recordings])
+    own, parts = group_of[found.proposals.owner], []
+    for group in np.unique(group_of):
+        learned = learner.learn(own != group)
+        held_out = own[learned.left] == group
+        shown, scorer = learned.refined.rows(held_out), learned.fitted.scorer
+        if learned.features is None or scorer is None:
+            parts.append(decoder.detect(shown, settings))
+        else:
+            parts.append(decoder.select(shown, scorer.scores(learned.features[held_out]), settings))
     return pl.concat(parts)

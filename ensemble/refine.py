@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from talstack.ensemble.curves import CurveMeans
+from talstack.ensemble.curves import RowMeans
 
 OFFSETS = np.arange(-2.0, 2.01, 0.5)  # where the curves are read, segments from the end
 REACH = 1.5  # an end moves by at most this many segments
@@ -24,7 +24,7 @@ MAX_ROWS = 4000  # a seeded sample of them beyond: enough for two dozen weights
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BoundaryVotes:
-    """What boundary heads say about S segments of one recording.
+    """What boundary heads say about S segments of one recording, or of several laid end to end.
 
     Attributes:
         start_prob, end_prob: (S,) probability that a start, an end, lies in or next to the segment.
@@ -87,14 +87,17 @@ class EdgeModel:
 
 
 def edge_features(
-    means: CurveMeans, intervals: np.ndarray, label: np.ndarray, level: np.ndarray, boundaries: BoundaryVotes | None
+    means: RowMeans, intervals: np.ndarray, label: np.ndarray, level: np.ndarray, boundaries: BoundaryVotes | None
 ) -> np.ndarray:
     """Return what is known around the start and the end of each interval, (n, 2, F) float64.
 
     Logits of the activity and of the class on a window, from outside to inside; where in its segment the end lies;
     the run's level and length; how far off the boundary heads place the end, and how sure they are.
+
+    Args:
+        boundaries: of the segments that `means` reads.
     """
-    segment_s = means.grid.segment_s
+    segment_s = means.segment_s
     length = np.log((intervals[:, 1] - intervals[:, 0]) / segment_s)
     sides = []
     for side, inward in enumerate((1.0, -1.0)):
@@ -105,23 +108,26 @@ def edge_features(
         columns = [activity, own, np.sin(2 * np.pi * phase)[:, None], np.cos(2 * np.pi * phase)[:, None]]
         columns += [np.log(level / (1.0 - level))[:, None], length[:, None]]
         if boundaries is not None:
-            columns.append(_boundary_votes(intervals[:, side], side, segment_s, boundaries))
+            columns.append(_boundary_votes(intervals[:, side], side, means, boundaries))
         sides.append(np.concatenate(columns, axis=1))
     return np.stack(sides, axis=1).astype(np.float64)
 
 
-def _boundary_votes(times_s: np.ndarray, side: int, segment_s: float, boundaries: BoundaryVotes) -> np.ndarray:
+def _boundary_votes(times_s: np.ndarray, side: int, means: RowMeans, boundaries: BoundaryVotes) -> np.ndarray:
     """Return (n, 2): how much later the boundary heads place the end, segments, and the votes behind that.
 
     Every segment votes for where it places the boundary, by its probability and by how near that is.
     """
     prob = boundaries.end_prob if side else boundaries.start_prob
     offset_s = boundaries.end_offset_s if side else boundaries.start_offset_s
-    near = np.round(times_s / segment_s - 0.5).astype(np.int64)[:, None] + np.arange(-3, 4)
-    inside = (near >= 0) & (near < len(prob))
-    near = np.clip(near, 0, len(prob) - 1)
-    late = (near + 0.5) + offset_s[near] / segment_s - times_s[:, None] / segment_s
-    votes = np.where(inside, prob[near], 0.0) * np.exp(-0.5 * np.square(late / 0.75))
+    position = times_s / means.segment_s
+    near = np.round(position - 0.5).astype(np.int64)[:, None] + np.arange(-3, 4)
+    last = means.num_segments[:, None] - 1
+    inside = (near >= 0) & (near <= last)
+    near = np.clip(near, 0, last)
+    rows = means.first[:, None] + near
+    late = (near + 0.5) + offset_s[rows] / means.segment_s - position[:, None]
+    votes = np.where(inside, prob[rows], 0.0) * np.exp(-0.5 * np.square(late / 0.75))
     total = votes.sum(axis=1)
     return np.stack([(votes * late).sum(axis=1) / np.maximum(total, 1e-3), total], axis=1)
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from talstack.ensemble.curves import CurveMeans
+from talstack.ensemble.curves import RowMeans
 from talstack.ensemble.proposals import Proposals
 
 MARGINS = (0.15, 0.5)  # surroundings that a proposal is contrasted with, as a share of its length
@@ -25,13 +25,13 @@ STEPS = 30  # Newton steps at most
 FEATURES = 14
 
 
-def plain_scores(means: CurveMeans, found: Proposals, *, margin: float, contrast_weight: float) -> np.ndarray:
+def plain_scores(means: RowMeans, found: Proposals, *, margin: float, contrast_weight: float) -> np.ndarray:
     """Return the class probability times contrast ** contrast_weight of every proposal's run, (n,)."""
     contrast = means.contrast(found.runs.intervals, found.runs.curve, margin)
     return means.inside(found.runs.intervals, found.label + 1) * contrast**contrast_weight
 
 
-def score_features(means: CurveMeans, found: Proposals, deviation: np.ndarray) -> np.ndarray:
+def score_features(means: RowMeans, found: Proposals, deviation: np.ndarray) -> np.ndarray:
     """Return what the fitted score is made of, (n, FEATURES) float64.
 
     Args:
@@ -42,7 +42,7 @@ def score_features(means: CurveMeans, found: Proposals, deviation: np.ndarray) -
     every = means.inside(intervals, slice(1, None))
     own = every[np.arange(len(label)), label]
     every[np.arange(len(label)), label] = 0.0
-    edge_s = 0.5 * means.grid.segment_s
+    edge_s = 0.5 * means.segment_s
     steps = [
         means.logits_at(intervals[:, [side]] + inward * edge_s, label + 1)
         - means.logits_at(intervals[:, [side]] - inward * edge_s, label + 1)

@@ -168,8 +168,8 @@ def fit_all(problem: Problem, settings: DecodeSettings, held_out: pl.DataFrame) 
     Args:
         held_out: `Problem.detections` of these settings.
     """
-    every = [found for batch in problem.decoder.propose(problem.curves, settings) for found in batch]
-    fitted = fit(problem.decoder, every, problem.truth, settings, tiou=TARGET_TIOU)
+    found = problem.decoder.propose(problem.curves, settings)
+    fitted = fit(problem.decoder, found, problem.truth, settings, tiou=TARGET_TIOU)
     return replace(fitted, calibration=fit_calibration(held_out, problem.instances, tiou=TARGET_TIOU))
 
 

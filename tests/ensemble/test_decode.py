@@ -158,7 +158,8 @@ def test_means_follow_the_interpolated_curve() -> None:
     def mean(low: float, high: float) -> float:
         return float(dense[(times >= low) & (times <= high)].mean())
 
-    means, column = CurveMeans(values[:, None], grid), np.zeros(1, dtype=int)
+    column = np.zeros(1, dtype=int)
+    means = CurveMeans([values[:, None]], 1.0).at(column)
     assert means.inside(np.array([[0.7, 2.45]]), column)[0] == pytest.approx(mean(0.7, 2.45), abs=0.01)
     # a short run is contrasted with one segment on either side
     expected = mean(1.2, 2.4) - (mean(0.2, 1.2) + mean(2.4, 3.4)) / 2

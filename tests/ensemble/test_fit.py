@@ -87,8 +87,9 @@ def test_calibrated_scores_are_the_precision_and_change_no_map(late) -> None:
 
 def test_nothing_to_learn_from_falls_back_to_plain_decoding(late) -> None:
     decoder, curves, instances = late
-    every = [found for batch in decoder.propose(curves, LEARNED) for found in batch]
-    fitted = fit(decoder, every, truth_of(instances.clear(), decoder.actions), LEARNED, tiou=TIOU)
+    fitted = fit(
+        decoder, decoder.propose(curves, LEARNED), truth_of(instances.clear(), decoder.actions), LEARNED, tiou=TIOU
+    )
     assert fitted.edges == ()
     assert fitted.scorer is None
     assert decoder.decode(curves, LEARNED, fitted).equals(decoder.decode(curves, DecodeSettings()))

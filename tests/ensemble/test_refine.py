@@ -22,7 +22,7 @@ def rows_of(*, late_s: float, seed: int, heads: bool = False, blur: float = 1.0)
         shown = true + (late_s if not heads else rng.normal(0, 0.3, (1, 2)))
         distance = np.minimum(grid.centres_s - shown[0, 0], shown[0, 1] - grid.centres_s)
         curve = 1 / (1 + np.exp(-np.clip(4 * distance / blur, -6, 6)))
-        means = CurveMeans(np.column_stack([curve, curve]), grid)
+        means = CurveMeans([np.column_stack([curve, curve])], grid.segment_s).at(np.zeros(1, dtype=int))
         boundaries = boundary_curves(true[0], grid) if heads else None
         features.append(edge_features(means, shown, np.array([0]), np.array([0.5]), boundaries))
         late.append((true - shown) / SEGMENT_S)
@@ -86,7 +86,7 @@ def test_model_survives_json() -> None:
 def test_window_goes_from_outside_to_inside_on_both_sides() -> None:
     grid = SegmentGrid(20.0, 1.0)
     curve = np.where((grid.centres_s > 5) & (grid.centres_s < 12), 0.99, 0.01)
-    means = CurveMeans(np.column_stack([curve, curve]), grid)
+    means = CurveMeans([np.column_stack([curve, curve])], grid.segment_s).at(np.zeros(1, dtype=int))
     features = edge_features(means, np.array([[5.0, 12.0]]), np.array([0]), np.array([0.5]), None)
     start, end = features[0, 0, :9], features[0, 1, :9]
     assert (np.diff(start) >= 0).all()

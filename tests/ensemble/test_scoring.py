@@ -9,7 +9,6 @@ from talstack.ensemble.calibration import BLOCK, Calibration
 from talstack.ensemble.curves import CurveMeans
 from talstack.ensemble.proposals import Proposals, Runs
 from talstack.ensemble.scoring import FEATURES, LEAST_ROWS, Scorer, plain_scores, score_features
-from talstack.io.grid import SegmentGrid
 
 
 def test_regression_is_the_penalised_logistic_one() -> None:
@@ -43,13 +42,12 @@ def test_separable_hits_do_not_run_away() -> None:
 
 
 def test_full_extent_has_more_contrast_than_the_peak_inside_it() -> None:
-    grid = SegmentGrid(20.0, 1.0)
     curve = np.full(20, 0.02)
     curve[5:12], curve[7:9] = 0.7, 0.9
     intervals = np.array([[5.0, 12.0], [7.0, 9.0]])
     runs = Runs(np.array([1, 1]), np.array([0.5, 0.8]), intervals, np.zeros(2, dtype=bool))
-    means = CurveMeans(np.column_stack([curve, curve, 0.1 * curve]), grid)
-    found = Proposals(runs, np.array([0, 0]), intervals)
+    means = CurveMeans([np.column_stack([curve, curve, 0.1 * curve])], 1.0).at(np.zeros(2, dtype=int))
+    found = Proposals(runs, np.zeros(2, dtype=int), np.array([0, 0]), intervals)
     full, peak = plain_scores(means, found, margin=0.2, contrast_weight=1.0)
     assert full > peak
     features = score_features(means, found, np.array([0.0, -2.0]))
