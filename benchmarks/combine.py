@@ -42,7 +42,7 @@ from talstack.ensemble.durations import ClassDurations
 from talstack.ensemble.evidence import Evidence
 from talstack.ensemble.heads_run import HeadsRun
 from talstack.ensemble.run import decoder_of
-from talstack.ensemble.stack import Stack
+from talstack.ensemble.stack import mixed
 from talstack.ensemble.tune import TARGET_TIOU, Problem, tune
 from talstack.ensemble.weighted import combine, segment_ap, vote
 from talstack.evaluate.bootstrap import compare_detections, draw_weights
@@ -60,11 +60,12 @@ REACHES = {"50salads-mid": (2.0, 8.0, 25.0), "gtea": (0.7, 2.0, 6.0)}  # seconds
 SMOOTHING = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # frames
 MEASURES = ("accuracy", "edit", "F1@10", "F1@25", "F1@50")
 WEIGHTED = ("weighted", "weighted_direct", "weighted_by_class")
+ALONE = ", alone"  # a stack without its share of the weighted mean
 STACKS = {"stack logistic": "logistic", "stack gbm": "gbm", "stack both": "both"}
 PAIRS = (
     ("mean", "best single"), ("weighted", "mean"), ("weighted_by_class", "mean"), ("stack logistic", "mean"),
     ("stack logistic", "weighted"), ("stack gbm", "stack logistic"), ("stack both", "stack logistic"),
-    ("stack both", "weighted"),
+    ("stack both", "weighted"), ("stack both", "weighted_by_class"), ("stack both", f"stack both{ALONE}"),
 )  # fmt: skip
 SCENE_PAIRS = tuple((name, f"{name}, no scene") for name in STACKS)
 
@@ -123,8 +124,11 @@ def held_out_curves(training: Training, config: EnsembleConfig) -> dict[str, Cur
     found |= {"mean": combine(evidence), "vote": vote(evidence)}
     for name in WEIGHTED:
         found[name] = cross_fit_weighted(training, config=config, combiner=name)
-    stacks = cross_fit_stackers(training, STACKS.values(), config=config)
-    return found | {name: stacks[kind][0] for name, kind in STACKS.items()}
+    stacks = cross_fit_stackers(training, STACKS.values(), config=replace(config, stack_mean=0.0))
+    for name, kind in STACKS.items():
+        alone = stacks[kind][0]
+        found |= {name + ALONE: alone, name: mixed(alone, found["weighted_by_class"], config.stack_mean)}
+    return found
 
 
 def smoothed_labels(curves: Curves, sigma: float) -> np.ndarray:
@@ -282,12 +286,19 @@ def run_curves(run: Run, config: EnsembleConfig) -> dict[str, tuple[Curves, Curv
         found[name] = cross_fit_weighted(learned, config=config, combiner=name), combine(scored, weights)
     for suffix, change in (("", lambda part: part), (", no scene", without_scene)):
         part, test = change(learned), change(run.scored)
-        stacks = cross_fit_stackers(part, STACKS.values(), config=config)
-        fitted = fit_stack(part, stacks["gbm"][1], config=config)
+        plain = replace(config, stack_mean=0.0)
+        stacks = cross_fit_stackers(part, STACKS.values(), config=plain)
+        fitted = fit_stack(part, stacks["gbm"][1], config=plain)
         for name, kind in STACKS.items():
             held_out, chosen = stacks[kind]
-            own = replace(fitted, share=chosen.share) if chosen.share else Stack(fitted.logistic)
-            found[name + suffix] = held_out, own.predict(test.evidence)
+            own = replace(fitted, share=chosen.share) if chosen.share else replace(fitted, boosted=None)
+            alone, mean = (held_out, own.predict(test.evidence)), found["weighted_by_class"]
+            found[name + suffix] = (
+                mixed(alone[0], mean[0], config.stack_mean),
+                mixed(alone[1], mean[1], config.stack_mean),
+            )
+            if not suffix:
+                found[name + ALONE] = alone
     return found
 
 
@@ -337,7 +348,7 @@ def report_views(run: Run, title: str) -> None:
         scores["mean"] = segment_ap(combine(left).action, targets)
         for name, kind in STACKS.items():
             chosen = stacks[kind][1]
-            own = replace(fitted, share=chosen.share) if chosen.share else Stack(fitted.logistic)
+            own = replace(fitted, share=chosen.share) if chosen.share else replace(fitted, boosted=None, share=0.0)
             scores[name] = segment_ap(own.predict(left).action, targets)
         rows.append([", ".join(gone) or "none", *(f"{100 * value:.1f}" for value in scores.values())])
     show(f"{title}: segment AP in percent", ["missing", "best single left", "mean", *STACKS], rows)

@@ -32,6 +32,9 @@ class EnsembleConfig:
         "both",
         "what stacks: a logistic regression, boosted trees, or a mean of the two whose weights are chosen out of fold",
     )
+    stack_mean: float = setting(
+        0.5, "share in the stack of the mean of the models weighted by class, whose curves keep the ends of actions"
+    )
     gbm_rounds: tuple[int, ...] = setting((50, 100, 200), "trees of the boosted stacker")
     gbm_leaves: int = setting(6, "leaves of a tree of the boosted stacker")
     gbm_min_leaf: int = setting(200, "rows (segment, action) in a leaf at least")
@@ -79,8 +82,7 @@ class EnsembleConfig:
                 raise ConfigError(f"ensemble.{name}: expected at least one value, got none")
         if list(self.neighbours_s) != sorted(set(self.neighbours_s)) or self.neighbours_s[0] <= 0:
             raise ConfigError(f"ensemble.neighbours_s: expected ascending seconds > 0, got {self.neighbours_s}")
-        if not 0.0 <= self.view_dropout < 1.0:
-            raise ConfigError(f"ensemble.view_dropout: expected 0 <= chance < 1, got {self.view_dropout}")
+        self._check_shares()
         for name, known in (("proposals", ("both", "activity", "class")), ("score", ("fitted", "plain"))):
             unknown = sorted(set(getattr(self, name)) - set(known))
             if unknown:
@@ -88,6 +90,11 @@ class EnsembleConfig:
         for name in ("smoothing_s", "smoothing_power", "gap_s", "margin", "contrast_weight"):
             if min(getattr(self, name)) < 0:
                 raise ConfigError(f"ensemble.{name}: expected numbers from 0 on, got {getattr(self, name)}")
+
+    def _check_shares(self) -> None:
+        for name in ("view_dropout", "stack_mean"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(f"ensemble.{name}: expected 0 <= share < 1, got {getattr(self, name)}")
 
     def neighbours(self, segment_s: float) -> tuple[int, ...]:
         """Return the reaches of the neighbour windows in segments, ascending, at least 1."""

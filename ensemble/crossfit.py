@@ -18,9 +18,9 @@ from talstack.ensemble.curves import Curves
 from talstack.ensemble.direct import direct_weights
 from talstack.ensemble.evidence import Evidence
 from talstack.ensemble.hierarchical import Penalty
-from talstack.ensemble.stack import SHARES, Stack
+from talstack.ensemble.stack import SHARES, Stack, mixed
 from talstack.ensemble.stacker import TrainingRows, fit_stackers
-from talstack.ensemble.weighted import combine, greedy_weights, negative_log_loss
+from talstack.ensemble.weighted import ClassMean, combine, greedy_weights, negative_log_loss
 from talstack.io.errors import LeakError
 
 MAX_GROUPS = 5  # where the folds do not tell the recordings apart
@@ -159,14 +159,17 @@ def cross_fit_stackers(
     found = {}
     for kind in kinds:
         shares = SHARES[kind]
-        mixed = [
+        candidates = [
             [(1.0 - share) * curves.action + share * action for share in shares]
             for curves, action in zip(logistic, boosted, strict=True)
         ]
-        best = _least_loss(mixed, held_out)
-        joined = [replace(curves, action=actions[best]) for curves, actions in zip(logistic, mixed, strict=True)]
+        best = _least_loss(candidates, held_out)
+        joined = [replace(curves, action=actions[best]) for curves, actions in zip(logistic, candidates, strict=True)]
         chosen = Chosen(penalty, num_rounds, shares[best]) if shares[best] else Chosen(penalty)
         found[kind] = _joined(training, joined), chosen
+    if config.stack_mean:
+        mean = cross_fit_weighted(training, config=config, combiner="weighted_by_class", jobs=jobs)
+        found = {kind: (mixed(curves, mean, config.stack_mean), chosen) for kind, (curves, chosen) in found.items()}
     return found
 
 
@@ -184,10 +187,14 @@ def fit_stack(training: Training, chosen: Chosen, *, config: EnsembleConfig) -> 
     """Return the chosen stackers, fitted on all of `training`."""
     rows = _rows(training, config)
     logistic = fit_stackers(rows, penalties=[chosen.penalty])[0]
-    if chosen.num_rounds is None:
-        return Stack(logistic)
-    boosted = fit_boosted(rows, num_rounds=chosen.num_rounds, config=config)
-    return Stack(logistic, boosted, chosen.share)
+    boosted = None
+    if chosen.num_rounds is not None:
+        boosted = fit_boosted(rows, num_rounds=chosen.num_rounds, config=config)
+    mean = None
+    if config.stack_mean:
+        weights = fit_weights(training, config=config, combiner="weighted_by_class")
+        mean = ClassMean(training.evidence.models, training.evidence.actions, weights)
+    return Stack(logistic, boosted, chosen.share, mean, config.stack_mean)
 
 
 def cross_fit_weighted(

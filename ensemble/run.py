@@ -41,7 +41,7 @@ from talstack.io.files import atomic_path, canonical_json, read_json, sha256_tex
 from talstack.io.manifest import SPLITS, Manifest
 from talstack.io.targets import scene_targets, segment_index, segment_targets
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 ENSEMBLES = ("stack", "weighted", "mean", *COMBINERS)
 
 

@@ -11,6 +11,7 @@ appear once as they are and once with random views hidden.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -111,8 +112,8 @@ class Stacker:
             activity.append(mean_of(np.stack([stacked[:, 0], mean_of(any_probs, fallback=stacked[:, 0])])))
         return Curves(evidence.index, np.concatenate(action), np.concatenate(activity))
 
-    def save(self, folder: Path, *, share: float = 0.0) -> None:
-        """Write stacker.safetensors and stacker.json; the JSON comes last and names the boosted stacker's share."""
+    def save(self, folder: Path, **parts: Any) -> None:
+        """Write stacker.safetensors and stacker.json; the JSON comes last and says what the other `parts` are."""
         with atomic_path(folder / "stacker.safetensors") as temporary:
             save_file({name: np.ascontiguousarray(array) for name, array in self._arrays().items()}, temporary)
         write_json(
@@ -125,7 +126,7 @@ class Stacker:
                 "neighbours": list(self.neighbours),
                 "arrays_sha256": sha256_file(folder / "stacker.safetensors"),
                 "penalty": {"shared": self.penalty.shared, "deviation": self.penalty.deviation},
-                "boosted_share": share,
+                **parts,
             },
         )
 

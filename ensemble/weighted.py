@@ -7,14 +7,16 @@ overfit less. `talstack.ensemble.direct` finds weights by their log-loss. A miss
 are present.
 """
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from talstack.ensemble.curves import Curves
 from talstack.ensemble.evidence import Evidence
 from talstack.io.errors import InputError
+from talstack.io.predictions import ModelKey
 
 Metric = Literal["ap", "log_loss"]
 LEAST_VOTE = 1e-3  # an unsure model still decides where it is alone
@@ -52,6 +54,38 @@ def combine(evidence: Evidence, weights: np.ndarray | None = None) -> Curves:
         action_weights, activity_weights = weights[:, None, :], weights.mean(axis=1)
     action = mean_of(evidence.action_probs, weights=action_weights)
     return Curves(evidence.index, action, mean_of(evidence.activity_probs, weights=activity_weights))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassMean:
+    """A weighted mean of M models, with weights of its own for each of C actions.
+
+    Attributes:
+        models, actions: what the weights are of.
+        weights: (M, C).
+    """
+
+    models: tuple[ModelKey, ...]
+    actions: tuple[str, ...]
+    weights: np.ndarray
+
+    def predict(self, evidence: Evidence) -> Curves:
+        """Return the probabilities; models of `evidence` that it does not know are ignored, missing ones left out."""
+        return combine(evidence.with_models(self.models), self.weights)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        models = [[key.view, key.modality, key.head] for key in self.models]
+        return {"models": models, "actions": list(self.actions), "weights": self.weights.tolist()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "ClassMean":
+        """Return what `to_json` gave; KeyError, TypeError or ValueError where it is something else."""
+        models = tuple(ModelKey(*names) for names in values["models"])
+        weights = np.array(values["weights"], dtype=np.float64)
+        if weights.shape != (len(models), len(values["actions"])):
+            raise ValueError(f"weights have shape {weights.shape}")
+        return cls(models, tuple(values["actions"]), weights)
 
 
 def vote(evidence: Evidence) -> Curves:

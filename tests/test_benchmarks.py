@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-SHARED = ("network", "setting", "heads_data", "heads_mhad")  # what several of them import
+SHARED = ("network", "setting", "heads_data", "heads_mhad", "peer_ours", "peer_train")  # what others import or start
 LOAD_ALL = """
 import importlib.util, sys
 from click.testing import CliRunner

@@ -8,7 +8,14 @@ import pytest
 
 from talstack.ensemble.boosted import BoostedStacker, pair_columns, sampled_pairs
 from talstack.ensemble.config import EnsembleConfig
-from talstack.ensemble.crossfit import Chosen, Training, cross_fit_stacker, fit_stack
+from talstack.ensemble.crossfit import (
+    Chosen,
+    Training,
+    cross_fit_stacker,
+    cross_fit_weighted,
+    fit_stack,
+    fit_weights,
+)
 from talstack.ensemble.evidence import Evidence
 from talstack.ensemble.hierarchical import Penalty
 from talstack.ensemble.stack import Stack
@@ -98,10 +105,28 @@ def test_scene_moves_the_probabilities(stacks, scored) -> None:
 
 
 def test_both_is_the_mean_of_the_two(stacks, scored) -> None:
-    both = stacks["both"]
+    both = replace(stacks["both"], mean=None)
     logistic, boosted = both.logistic.predict(scored.evidence), both.boosted.predict(scored.evidence)
     np.testing.assert_allclose(both.predict(scored.evidence).action, (logistic.action + boosted) / 2, atol=1e-6)
     np.testing.assert_array_equal(both.predict(scored.evidence).activity, logistic.activity)
+
+
+def test_half_of_the_stack_is_the_mean_weighted_by_class(training, stacks, scored) -> None:
+    alone = replace(stacks["both"], mean=None).predict(scored.evidence)
+    weights = fit_weights(training, config=config_of("both"), combiner="weighted_by_class")
+    mean, found = combine(scored.evidence, weights), stacks["both"].predict(scored.evidence)
+    np.testing.assert_allclose(found.action, (alone.action + mean.action) / 2, atol=1e-6)
+    np.testing.assert_allclose(found.activity, (alone.activity + mean.activity) / 2, atol=1e-6)
+    config = replace(config_of("both"), stack_mean=0.0)
+    assert fit_stack(training, CHOSEN["both"], config=config).mean is None
+
+
+def test_held_out_stack_has_the_mean_whose_weights_were_found_without_it(training) -> None:
+    config = replace(config_of("logistic"), shared_l2=(1.0,), class_l2=(10.0,))
+    alone, _ = cross_fit_stacker(training, config=replace(config, stack_mean=0.0))
+    found, _ = cross_fit_stacker(training, config=replace(config, stack_mean=0.25))
+    mean = cross_fit_weighted(training, config=config, combiner="weighted_by_class")
+    np.testing.assert_allclose(found.action, 0.75 * alone.action + 0.25 * mean.action, atol=1e-6)
 
 
 def test_the_better_stacker_gets_the_share(training) -> None:
@@ -128,6 +153,9 @@ def test_saved_stack_predicts_the_same_and_damage_is_refused(stacks, scored, tmp
     np.testing.assert_array_equal(
         loaded.predict(scored.evidence).action, stacks["both"].predict(scored.evidence).action
     )  # fmt: skip
+    replace(stacks["both"], mean=None, mean_share=0.0).save(tmp_path)
+    assert Stack.load(tmp_path).mean is None
+    assert not (tmp_path / "stack_mean.json").exists()
     with pytest.raises(ModelError, match="fit it again"):
         loaded.boosted.predict(replace(scored.evidence, actions=("a", "b", "c")))
     text = (tmp_path / "boosted.lightgbm.txt").read_text()
@@ -137,6 +165,18 @@ def test_saved_stack_predicts_the_same_and_damage_is_refused(stacks, scored, tmp
     (tmp_path / "boosted.json").write_text('{"format_version": 9}')
     with pytest.raises(ModelError, match="format 9, expected 1"):
         BoostedStacker.load(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [lambda text: text.replace("0.", "1.", 1), lambda text: "[]", None])
+def test_a_changed_mean_is_refused(stacks, tmp_path, damage) -> None:
+    stacks["both"].save(tmp_path)
+    path = tmp_path / "stack_mean.json"
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_text(damage(path.read_text()))
+    with pytest.raises(ModelError, match=r"stack_mean\.json: (has changed|not what talstack writes)"):
+        Stack.load(tmp_path)
 
 
 def test_columns_say_the_same_of_every_action() -> None:
