@@ -2,13 +2,15 @@
 
     .venv/bin/python benchmarks/heads.py OUT                  # 232 recordings x 4 views, 250,000 segments x 2048
     .venv/bin/python benchmarks/heads.py OUT --quick          # a size for two busy cores
-    .venv/bin/python benchmarks/heads.py OUT --only linear    # one table: linear, gbm, growth or run
+    .venv/bin/python benchmarks/heads.py OUT --only linear    # one table: linear, gbm, growth, run-linear ... (--help)
     .venv/bin/python benchmarks/heads.py OUT --mhad RUN       # accuracy on what benchmarks/mhad.py made in RUN
 
 Features are made up and kept under OUT, so that a second call starts at once. Seconds are the processor's, so that
 other work on the machine counts little; ratios are within one run. Competitors learn some of the classes only, and
 their seconds are scaled up to all; ours learn all, since the classes share most of the work. Losses are per held-out
-segment and class, over those same classes.
+segment and class, over those same classes. The tables of whole runs count seconds on the wall as well; each has a
+folder of its own, so that several may be made at once. "changed" is what an idea costs: heads are there, one setting is
+another, the heads that it is about are fitted anew, and so is the ensemble, down to mAP on split test.
 """
 
 import os
@@ -19,6 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 import lightgbm as lgb
@@ -47,8 +50,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from heads_data import SEGMENT_S, make_features, make_manifest, make_store  # noqa: E402
 from heads_mhad import accuracy_table  # noqa: E402
 
-TABLES = ("linear", "gbm", "growth", "run")
+TABLES = ("linear", "gbm", "growth", "run-linear", "run-gbm", "changed")
 Timed = tuple[float, np.ndarray]
+NO_SEARCH: dict[str, Any] = {
+    "proposals": ("both",), "hmm": (False,), "smoothing_s": (0.0,), "gap_s": (0.0,), "nms_sigma": (0.5,),
+    "score": ("fitted",), "refine": (True,), "stacker": "logistic",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,7 @@ def make_group(manifest: Manifest, width: int, recordings: int | None = None) ->
 
 def make_problem(manifest: Manifest, group: GroupFeatures, config: HeadsConfig) -> Problem:
     fold_of = dict(manifest.folds.iter_rows())
+    group = group.subset(np.isin(group.recordings, list(fold_of)))
     fold = np.array([fold_of[name] for name in group.recordings])
     targets = task_targets("action", manifest, group, SEGMENT_S).values
     train, test = group.subset(fold != 0), group.subset(fold == 0)
@@ -259,33 +267,65 @@ def show_growth(out: Path, size: Size) -> None:
     show(table)
 
 
-def show_run(features: FeatureSet, out: Path, jobs: int) -> None:
-    """Print time and memory of whole runs of every head, each in a process of its own, and of one changed head."""
-    table = Table(title=f"all heads of all views, 5 folds, {jobs} processes")
-    for column in ("", "seconds on the wall", "peak memory of one process, MB", "heads fitted"):
+def show_run(out: Path, learner: str, jobs: int) -> None:
+    """Print time and memory of whole runs of every head of one learner, each in a process of its own."""
+    table = Table(title=f"{learner}: all heads of all views, 5 folds, {jobs} processes")
+    for column in ("", "processor seconds", "seconds on the wall", "peak memory of one process, MB", "heads fitted"):
         table.add_column(column, justify="left" if not column else "right")
-    steps = {
-        "linear": {"learners": ("linear",)},
-        "linear action heads, one penalty": {"learners": ("linear",), "tasks": ("action",), "linear_l2": (0.05,)},
-        "gbm": {"learners": ("gbm",)},
-        "all again": {},
-    }  # fmt: skip
-    for name, settings in steps.items():
-        command = [sys.executable, "-P", __file__, str(out), "--child", repr(settings), "--jobs", str(jobs)]
-        found = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ}).stdout.split()
-        table.add_row(name, *found)
+    for name in (learner, "again"):
+        table.add_row(name, *run_step(out, f"run-{learner}", {"learners": (learner,)}, None, jobs)[:4])
     show(table)
+
+
+def show_changed(out: Path, jobs: int) -> None:
+    """Print what it takes to change a setting and see the mAP."""
+    table = Table(title=f"one setting changed, down to mAP, {jobs} processes")
+    for column in ("", "heads fitted", "heads, s", "ensemble, s", "together, s", "average mAP"):
+        table.add_column(column, justify="left" if not column else "right")
+    base: dict[str, Any] = {"learners": ("linear",)}
+    for name, heads, ensemble in (
+        ("linear heads, first time", base, {}),
+        ("boundary heads see less context", {**base, "boundary_context": ()}, {}),
+        ("nothing but the stacker's penalty", {**base, "boundary_context": ()}, {"shared_l2": (10.0,)}),
+        ("boundary heads, intervals not searched", {**base, "boundary_context": (2,)}, NO_SEARCH),
+    ):
+        _, seconds, _, fitted, ensemble_s, average = run_step(out, "run-linear", heads, ensemble, jobs)
+        together = f"{float(seconds) + float(ensemble_s):.0f}"
+        table.add_row(name, fitted, seconds, ensemble_s, together, average)
+    show(table)
+
+
+def run_step(out: Path, folder: str, heads: dict[str, Any], ensemble: dict[str, Any] | None, jobs: int) -> list[str]:
+    """Run the heads, and the ensemble if any, in a process of its own; return processor seconds, then what it prints."""
+    child = repr((folder, heads, ensemble))
+    command = [sys.executable, "-P", __file__, str(out), "--child", child, "--jobs", str(jobs)]
+    before = os.times()
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return [f"{cpu:.0f}", *found]
 
 
 def run_child(features: FeatureSet, out: Path, settings: str, jobs: int) -> None:
     import ast
     import resource
 
+    from talstack.ensemble.config import EnsembleConfig
+    from talstack.ensemble.run import run_ensemble
+
+    folder, heads, ensemble = ast.literal_eval(settings)
     started = time.monotonic()
-    results, _ = run_heads(features, out / "run", config=HeadsConfig(**ast.literal_eval(settings)), jobs=jobs)
+    results, _ = run_heads(features, out / folder, config=HeadsConfig(**heads), jobs=jobs)
+    seconds = time.monotonic() - started
     peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     fitted = sum(result.outcome == "fitted" for result in results)
-    click.echo(f"{time.monotonic() - started:.0f} {max(peaks) / 1000:.0f} {fitted}")
+    click.echo(f"{seconds:.0f} {max(peaks) / 1000:.0f} {fitted}")
+    if ensemble is not None:
+        started, config = time.monotonic(), EnsembleConfig(combiners=(), **ensemble)
+        found = run_ensemble(features.manifest, out / folder, config=config, jobs=jobs, singles=False)
+        assert found.metrics is not None
+        average = found.metrics["detections"]["stack"]["average_map"]
+        click.echo(f"{time.monotonic() - started:.0f} {100 * average:.1f}")
 
 
 @click.command()
@@ -316,8 +356,12 @@ def main(out: Path, quick: bool, only: str | None, jobs: int, mhad: Path | None,
                 show_gbm(problem, size)
         if only in (None, "growth"):
             show_growth(out, size)
-    if only in (None, "run"):
-        show_run(make_store(out, manifest, views=size.views, width=size.width), out, jobs)
+    make_store(out, manifest, views=size.views, width=size.width)
+    for learner in ("linear", "gbm"):
+        if only in (None, f"run-{learner}"):
+            show_run(out, learner, jobs)
+    if only in (None, "changed"):
+        show_changed(out, jobs)
     return None
 
 

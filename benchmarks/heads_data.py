@@ -19,7 +19,10 @@ _DRIFT, _NUISANCE = 48, 16  # slow directions within a recording, and constant o
 
 
 def make_manifest(root: Path, *, recordings: int, segments: int, views: int, classes: int) -> Manifest:
-    """Return recordings of `segments` seconds on average; the last class has three instances in all."""
+    """Return recordings of `segments` seconds on average, an eighth of them of split test.
+
+    The last class has three instances in all.
+    """
     rng = np.random.default_rng(0)
     names = [f"r{number:03d}" for number in range(recordings)]
     durations = dict(zip(names, np.round(segments * rng.uniform(0.6, 1.4, recordings)), strict=True))
@@ -37,7 +40,10 @@ def make_manifest(root: Path, *, recordings: int, segments: int, views: int, cla
         (name, f"view{v}", f"{name}-{v}", f"{name}-{v}.mp4", 0.0, duration, 30.0, 64, 64, False)
         for name, duration in durations.items() for v in range(views)
     ]  # fmt: skip
-    table = [(name, d, f"scene{i % NUM_SCENES}", "train") for i, (name, d) in enumerate(durations.items())]
+    table = [
+        (name, d, f"scene{i % NUM_SCENES}", "test" if i % 8 == 7 else "train")
+        for i, (name, d) in enumerate(durations.items())
+    ]
     made = Manifest(
         "made", root, tuple(f"action{c:02d}" for c in range(classes)), tuple(f"scene{s}" for s in range(NUM_SCENES)),
         pl.DataFrame(table, schema=SCHEMAS["recordings"], orient="row"),

@@ -47,13 +47,15 @@ class Axes:
         few = len(rows) < rows.shape[1]  # then the rows' own products are the smaller matrix with the same energies
         if few and scale is not None:
             rows = rows * scale
-        gram = (rows @ rows.T if few else rows.T @ rows).astype(np.float64) / len(rows)
+        gram = (rows @ rows.T if few else rows.T @ rows) / np.float32(len(rows))
         if scale is not None and not few:
             gram *= np.outer(scale, scale)
-        energies, vectors = eigh(gram, check_finite=False)
-        keep = energies > max(floor, energies[-1] * 1e-7, 1e-12)  # below this float32 holds noise
+        # in float32, by divide and conquer: 2.7 times as fast as LAPACK's default in float64, and this is most of the
+        # time where there are few rows; axes need not be exact to precondition
+        energies, vectors = eigh(gram, driver="evd", overwrite_a=True, check_finite=False)
+        keep = energies > max(floor, energies[-1] * 1e-6, 1e-12)  # below this float32 holds noise
         keep[-1] = True
-        energies, vectors = np.maximum(energies[keep][::-1], 1e-12), vectors[:, keep][:, ::-1].astype(np.float32)
+        energies, vectors = np.maximum(energies[keep][::-1], 1e-12), vectors[:, keep][:, ::-1]
         if few:
             vectors = rows.T @ vectors / np.sqrt(energies * len(rows)).astype(np.float32)
         return cls(np.ascontiguousarray(vectors), energies)
