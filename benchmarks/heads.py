@@ -296,7 +296,7 @@ def show_changed(out: Path, jobs: int) -> None:
 
 
 def run_step(out: Path, folder: str, heads: dict[str, Any], ensemble: dict[str, Any] | None, jobs: int) -> list[str]:
-    """Run the heads, and the ensemble if any, in a process of its own; return processor seconds, then what it prints."""
+    """Run heads, and the ensemble if any, in a process of its own; return processor seconds, and what it prints."""
     child = repr((folder, heads, ensemble))
     command = [sys.executable, "-P", __file__, str(out), "--child", child, "--jobs", str(jobs)]
     before = os.times()
