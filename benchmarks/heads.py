@@ -273,7 +273,9 @@ def show_run(out: Path, learner: str, jobs: int) -> None:
     for column in ("", "processor seconds", "seconds on the wall", "peak memory of one process, MB", "heads fitted"):
         table.add_column(column, justify="left" if not column else "right")
     for name in (learner, "again"):
-        table.add_row(name, *run_step(out, f"run-{learner}", {"learners": (learner,)}, None, jobs)[:4])
+        row = (name, *run_step(out, f"run-{learner}", {"learners": (learner,)}, None, jobs))
+        click.echo("  ".join(row), err=True)
+        table.add_row(*row)
     show(table)
 
 
@@ -290,8 +292,9 @@ def show_changed(out: Path, jobs: int) -> None:
         ("boundary heads, intervals not searched", {**base, "boundary_context": (2,)}, NO_SEARCH),
     ):
         _, seconds, _, fitted, ensemble_s, average = run_step(out, "run-linear", heads, ensemble, jobs)
-        together = f"{float(seconds) + float(ensemble_s):.0f}"
-        table.add_row(name, fitted, seconds, ensemble_s, together, average)
+        row = (name, fitted, seconds, ensemble_s, f"{float(seconds) + float(ensemble_s):.0f}", average)
+        click.echo("  ".join(row), err=True)
+        table.add_row(*row)
     show(table)
 
 
