@@ -359,7 +359,8 @@ def main(out: Path, quick: bool, only: str | None, jobs: int, mhad: Path | None,
                 show_gbm(problem, size)
         if only in (None, "growth"):
             show_growth(out, size)
-    make_store(out, manifest, views=size.views, width=size.width)
+    if only in (None, "run-linear", "run-gbm", "changed"):
+        make_store(out, manifest, views=size.views, width=size.width)
     for learner in ("linear", "gbm"):
         if only in (None, f"run-{learner}"):
             show_run(out, learner, jobs)
