@@ -12,7 +12,7 @@ from typing import Any
 from talstack.io.assemble import DEFAULT_FOLDS, Progress, assemble_manifest
 from talstack.io.errors import InputError, MissingInputError
 from talstack.io.ground_truth import SPLIT_NAMES
-from talstack.io.manifest import Manifest
+from talstack.io.manifest import Manifest, name_of
 from talstack.io.source_rows import (
     MEDIA_SUFFIXES,
     ClipRow,
@@ -78,7 +78,7 @@ def import_activitynet(
     listed = classes or (beside if beside.is_file() else None)
     return assemble_manifest(
         rows,
-        name=annotations.resolve().parent.name,
+        name=name_of(annotations.resolve().parent),
         media_root=media,
         actions=read_name_list(listed) if listed else sorted({row.label for row in rows.instances}),
         scenes=sorted({row.scene for row in rows.recordings if row.scene is not None}),

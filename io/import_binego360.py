@@ -22,7 +22,7 @@ from talstack.io.assemble import DEFAULT_FOLDS, Progress, assemble_manifest
 from talstack.io.errors import InputError, MissingInputError
 from talstack.io.files import read_json
 from talstack.io.labels import BINEGO360_ACTIONS, BINEGO360_SCENES
-from talstack.io.manifest import Manifest
+from talstack.io.manifest import Manifest, name_of
 from talstack.io.source_rows import (
     MEDIA_SUFFIXES,
     ClipRow,
@@ -88,7 +88,7 @@ def import_binego360(
     rows.recordings = [RecordingRow(r, splits[r], scenes.get(r), None, Origin(root)) for r in recordings]
     return assemble_manifest(
         rows,
-        name=root.name,
+        name=name_of(root),
         media_root=root,
         actions=BINEGO360_ACTIONS,
         scenes=BINEGO360_SCENES,

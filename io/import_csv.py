@@ -4,7 +4,7 @@ from pathlib import Path
 
 from talstack.io.assemble import DEFAULT_FOLDS, Progress, assemble_manifest
 from talstack.io.errors import MissingInputError
-from talstack.io.manifest import Manifest
+from talstack.io.manifest import Manifest, name_of
 from talstack.io.source_rows import (
     SourceRows,
     read_clip_rows,
@@ -46,7 +46,7 @@ def import_csv(
     }
     return assemble_manifest(
         rows,
-        name=folder.resolve().name,
+        name=name_of(folder),
         media_root=folder.resolve(),
         actions=listed.get("classes", sorted({row.label for row in rows.instances})),
         scenes=listed.get("scenes", sorted({row.scene for row in rows.recordings if row.scene is not None})),

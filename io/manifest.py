@@ -47,6 +47,11 @@ def empty_table(name: str) -> pl.DataFrame:
     return pl.DataFrame(schema=SCHEMAS[name])
 
 
+def name_of(folder: Path) -> str:
+    """Return what a data set in this folder is called: the folder's name, without the dot of a hidden one."""
+    return folder.resolve().name.lstrip(".") or "data"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Manifest:
     """One data set.

@@ -7,7 +7,7 @@ import pytest
 
 from talstack.io.errors import InputError, MissingInputError
 from talstack.io.folds import assign_folds
-from talstack.io.manifest import SCHEMAS, Manifest, empty_table, resolve_inside
+from talstack.io.manifest import SCHEMAS, Manifest, empty_table, name_of, resolve_inside
 from talstack.io.targets import scene_targets, segment_index, segment_targets
 
 
@@ -137,3 +137,10 @@ def test_test_recordings_have_no_fold(tmp_path: Path) -> None:
         pl.when(pl.col("recording") == "r3").then(pl.lit("test")).otherwise("split").alias("split")
     )
     assert "r3" not in assign_folds(make_manifest(tmp_path, recordings=split), 2)["recording"]
+
+
+def test_a_data_set_is_named_by_its_folder_also_a_hidden_or_relative_one(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / ".hidden").mkdir()
+    monkeypatch.chdir(tmp_path / ".hidden")
+    assert name_of(tmp_path / ".hidden") == name_of(Path()) == "hidden"
+    assert name_of(Path("/")) == "data"
