@@ -22,16 +22,14 @@ import lightgbm as lgb
 import numpy as np
 
 from talstack.ensemble.config import EnsembleConfig
-from talstack.ensemble.design import Scaling, action_features, logits
+from talstack.ensemble.design import Scaling, action_features
 from talstack.ensemble.evidence import Evidence
-from talstack.ensemble.stacker import ScenePrior, TrainingRows, check_classes
+from talstack.ensemble.stacker import ScenePrior, TrainingRows, check_classes, sampled_pairs
 from talstack.io.errors import ModelError
 from talstack.io.files import read_json, sha256_text, write_json, write_text
 from talstack.io.predictions import ModelKey
 
 FORMAT_VERSION = 1
-CONTESTED = 0.05  # a pair that no model gives this much, and where nothing happens, is taken with a chance
-EASY_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,7 +133,7 @@ def fit_boosted(rows: TrainingRows, *, num_rounds: int, config: EnsembleConfig) 
     scaling = Scaling.of(rows.action)
     columns = pair_columns(scaling.standardise(rows.action), rows.evidence.models, rows.ratio)
     labels = rows.targets.ravel()
-    taken, weight = sampled_pairs(rows, config.seed)
+    taken, weight = sampled_pairs(rows)
     params = _params(len(taken), config)
     data = lgb.Dataset(columns[taken], labels[taken].astype(np.float32), weight=weight, params=params)
     booster = lgb.train(params, data, num_boost_round=num_rounds)
@@ -149,20 +147,6 @@ def fit_boosted(rows: TrainingRows, *, num_rounds: int, config: EnsembleConfig) 
         text=booster.model_to_string(),
         num_rounds=num_rounds,
     )
-
-
-def sampled_pairs(rows: TrainingRows, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the places of the (segment, action) pairs to learn from, and their weights.
-
-    All pairs that carry the action or that some model thinks of, and a tenth of the others, ten times as heavy: most
-    pairs of a segment and 34 actions are beyond doubt.
-    """
-    own = rows.action[0]
-    likeliest = np.where(np.isnan(own), -np.inf, own).max(axis=0, initial=-np.inf)  # (N, C) logits
-    hard = (rows.targets | (likeliest > logits(np.array(CONTESTED)))).ravel()
-    rng = np.random.default_rng(seed)
-    taken = np.flatnonzero(hard | (rng.random(hard.size) < EASY_SHARE))
-    return taken, np.where(hard[taken], 1.0, 1.0 / EASY_SHARE).astype(np.float32)
 
 
 def pair_columns(features: np.ndarray, models: Sequence[ModelKey], ratio: np.ndarray) -> np.ndarray:

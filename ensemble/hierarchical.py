@@ -47,6 +47,7 @@ def fit_path(
     targets: np.ndarray,
     penalties: Sequence[Penalty],
     *,
+    row_weights: np.ndarray | None = None,
     max_iterations: int = 200,
     tolerance: float = 1e-5,
 ) -> Iterator[ClassWeights]:
@@ -55,9 +56,10 @@ def fit_path(
     Args:
         features: (C, N, F) float32, about zero mean and unit variance.
         targets: (C, N) bool or float.
+        row_weights: (C, N) how much each row counts for each class; None for 1. Rows with 0 cost nothing.
         tolerance: largest gradient entry of the mean loss at which to stop.
     """
-    problem = _Problem(features, targets)
+    problem = _Problem(features, targets, row_weights)
     for penalty in penalties:
         yield problem.solve(penalty, max_iterations=max_iterations, tolerance=tolerance)
 
@@ -65,19 +67,29 @@ def fit_path(
 class _Problem:
     """The rotated problem; `params` holds shared weights in row 0, then one deviation per class, bias last."""
 
-    def __init__(self, features: np.ndarray, targets: np.ndarray) -> None:
+    def __init__(self, features: np.ndarray, targets: np.ndarray, row_weights: np.ndarray | None) -> None:
         num_classes, self.num_rows, num_features = features.shape
-        gram = np.matmul(features.transpose(0, 2, 1), features).astype(np.float64).sum(axis=0)
-        energies, axes = np.linalg.eigh(gram / (num_classes * self.num_rows))
+        kept = np.ones(targets.shape, dtype=bool) if row_weights is None else row_weights > 0
+        self.row_weights = None if row_weights is None else row_weights[kept]
+        self.parts = np.cumsum([0, *kept.sum(axis=1)])
+        parts = [features[c][kept[c]] for c in range(num_classes)]
+        gram = sum(part.T @ self._weighted(part, c) for c, part in enumerate(parts))
+        energies, axes = np.linalg.eigh(np.asarray(gram, dtype=np.float64) / (num_classes * self.num_rows))
         self.energies = np.concatenate([np.maximum(energies, 0.0), [1.0]])
         self.axes = axes.astype(np.float32)
-        self.features = np.matmul(features, self.axes)
-        self.transposed = self.features.transpose(0, 2, 1)
-        self.targets = targets.astype(np.float32)
-        rate = (self.targets.sum(axis=1, dtype=np.float64) + 0.5) / (self.num_rows + 1.0)
+        self.features = [part @ self.axes for part in parts]  # row by row of the class, classes apart
+        self.targets = targets[kept].astype(np.float32)
+        positives = targets.astype(bool) if row_weights is None else np.where(targets, row_weights, 0.0)
+        rate = (positives.sum(axis=1, dtype=np.float64) + 0.5) / (self.num_rows + 1.0)
         self.curvature = self.num_rows * rate * (1.0 - rate)
         self.params = np.zeros((num_classes + 1, num_features + 1))
         self.params[1:, -1] = np.log(rate / (1.0 - rate))
+
+    def _weighted(self, part: np.ndarray, number: int) -> np.ndarray:
+        """Return the rows of one class times their weights."""
+        if self.row_weights is None:
+            return part
+        return part * self.row_weights[self.parts[number] : self.parts[number + 1], None]
 
     def solve(self, penalty: Penalty, *, max_iterations: int, tolerance: float) -> ClassWeights:
         l2 = np.full((len(self.params), len(self.energies)), penalty.deviation)
@@ -99,12 +111,17 @@ class _Problem:
     def _loss(self, flat: np.ndarray, scale: np.ndarray, l2: np.ndarray) -> tuple[float, np.ndarray]:
         params = flat.reshape(scale.shape) * scale
         weights = (params[0] + params[1:]).astype(np.float32)
-        logits = np.matmul(self.features, weights[:, :-1, None])[..., 0] + weights[:, -1:]
-        loss = float((np.logaddexp(0.0, logits) - self.targets * logits).sum(dtype=np.float64))
-        residual = expit(logits) - self.targets
-        by_class = np.empty((len(residual), scale.shape[1]))
-        by_class[:, :-1] = np.matmul(self.transposed, residual[:, :, None])[..., 0]
-        by_class[:, -1] = residual.sum(axis=1, dtype=np.float64)
+        logits = np.concatenate([
+            part @ own[:-1] + own[-1] for part, own in zip(self.features, weights, strict=True)
+        ])  # fmt: skip
+        losses, residual = np.logaddexp(0.0, logits) - self.targets * logits, expit(logits) - self.targets
+        if self.row_weights is not None:
+            losses *= self.row_weights
+            residual *= self.row_weights
+        by_class = np.empty((len(weights), scale.shape[1]))
+        for number, part in enumerate(self.features):
+            own = residual[self.parts[number] : self.parts[number + 1]]
+            by_class[number, :-1], by_class[number, -1] = own @ part, own.sum(dtype=np.float64)
         gradient = np.concatenate([by_class.sum(axis=0, keepdims=True), by_class]) + l2 * params
-        value = loss + 0.5 * float((l2 * params**2).sum())
+        value = float(losses.sum(dtype=np.float64)) + 0.5 * float((l2 * params**2).sum())
         return value / self.num_rows, (gradient * scale).ravel() / self.num_rows

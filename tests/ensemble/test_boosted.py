@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from talstack.ensemble.boosted import BoostedStacker, pair_columns, sampled_pairs
+from talstack.ensemble.boosted import BoostedStacker, pair_columns
 from talstack.ensemble.config import EnsembleConfig
 from talstack.ensemble.crossfit import (
     Chosen,
@@ -19,7 +19,7 @@ from talstack.ensemble.crossfit import (
 from talstack.ensemble.evidence import Evidence
 from talstack.ensemble.hierarchical import Penalty
 from talstack.ensemble.stack import Stack
-from talstack.ensemble.stacker import TrainingRows
+from talstack.ensemble.stacker import TrainingRows, sampled_pairs
 from talstack.ensemble.weighted import combine, negative_log_loss, segment_ap
 from talstack.io.errors import ConfigError, ModelError
 from talstack.io.predictions import ModelKey
@@ -200,7 +200,7 @@ def test_easy_pairs_are_thinned_and_weigh_more(training) -> None:
     easy = np.full_like(rows.action, -5.0)
     easy[:, 1] = np.nan
     easy[0, 0, :50] = 0.0
-    taken, weight = sampled_pairs(replace(rows, action=easy), seed=0)
+    taken, weight = sampled_pairs(replace(rows, action=easy))
     num_pairs, hard = rows.targets.size, rows.targets.copy()
     hard[:50] = True
     assert set(np.flatnonzero(hard)) <= set(taken)
