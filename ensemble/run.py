@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from joblib import Parallel, delayed
+from threadpoolctl import threadpool_limits
 
 from talstack.ensemble.boundaries import boundary_votes
 from talstack.ensemble.config import COMBINERS, EnsembleConfig
@@ -122,12 +123,14 @@ def run_ensemble(
     (run / "metrics.json").unlink(missing_ok=True)
     evidence = evidence_of(manifest, heads, scored)
     report("fitting the stacker and the weighted ensemble")
-    systems, learned = fit_systems(training, evidence, run / "stack", config=config, jobs=jobs)
+    with threadpool_limits(limits=1):  # `jobs` are the threads; those of the matrix library would get in their way
+        systems, learned = fit_systems(training, evidence, run / "stack", config=config, jobs=jobs)
     systems = [system for system in systems if singles or system.name in ENSEMBLES]
     decoder = decoder_of(manifest, heads, list(training.evidence.index.recordings), scored)
     report(f"tuning the intervals of {len(systems)} systems")
     problems = _problems(decoder, systems, training, manifest.instances, off_limits)
-    tuned = _tune_all(problems, chosen, run / "stack", config=config, jobs=jobs)
+    with threadpool_limits(limits=1):
+        tuned = _tune_all(problems, chosen, run / "stack", config=config, jobs=jobs)
     detections = {s.name: decoder.decode(s.scored, tuned[s.name].settings, tuned[s.name].fitted) for s in systems}
     scenes, warnings = scene_table(evidence)
     _write_tables(run, detections, scenes)

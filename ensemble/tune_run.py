@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from joblib import Parallel, delayed
+from threadpoolctl import threadpool_limits
 
 from talstack.ensemble.config import EnsembleConfig
 from talstack.ensemble.crossfit import learnable_folds
@@ -75,7 +76,8 @@ def tune_run(
     report("fitting the stacker and the weighted ensemble")
     with tempfile.TemporaryDirectory() as folder:  # the models of the last submit stay as they are
         evidence = evidence_of(manifest, heads, scored)
-        systems, _ = fit_systems(training, evidence, Path(folder), config=config, jobs=jobs)
+        with threadpool_limits(limits=1):
+            systems, _ = fit_systems(training, evidence, Path(folder), config=config, jobs=jobs)
     decoder = decoder_of(manifest, heads, names, scored)
     groups = dict(zip(names, training.groups.tolist(), strict=True))
     problems = {
@@ -85,10 +87,11 @@ def tune_run(
     if problems["mean"].instances.is_empty():
         raise InputError(f"{run}: none of the {len(names)} recordings to learn from has an instance; nothing to tune")
     report(f"tuning the intervals of {len(systems)} systems")
-    results: list[TunedSystem] = Parallel(n_jobs=jobs, prefer="threads")(
-        delayed(_tuned)(name, problem, config, nested=nested and name in ENSEMBLES)
-        for name, problem in problems.items()
-    )
+    with threadpool_limits(limits=1):
+        results: list[TunedSystem] = Parallel(n_jobs=jobs, prefer="threads")(
+            delayed(_tuned)(name, problem, config, nested=nested and name in ENSEMBLES)
+            for name, problem in problems.items()
+        )
     save_tuned(run, tuning_basis(manifest, heads, config, names), {r.name: _entry(r) for r in results})
     return results
 
