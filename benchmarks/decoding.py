@@ -6,7 +6,7 @@ RUN is what `talstack heads` left (its data folder is the one that RUN/provenanc
 is tuned or fitted is so on out-of-fold predictions of unseen recordings; the test recordings are only scored. For
 every variant: mAP in percent on test, its average out of fold (for tuned variants that is what they were chosen
 for), and the difference to plain decoding tuned on the same recordings, with the paired bootstrap's 95 % interval.
-"no boundary heads" decodes as if they had never been trained: refined ends and scores rest on the curves alone.
+"no boundary heads" decodes as if they had never been trained: refined ends rest on the curves alone.
 The last row fuses the default's detections of all single models.
 """
 
@@ -60,10 +60,7 @@ def variants(problem: Problem) -> Iterator[tuple[str, Tuned, Decoder]]:
     }.items():
         yield name, tuned_with(problem, settings), problem.decoder
     deaf = replace(problem, decoder=replace(problem.decoder, boundaries={}))
-    for name, settings in {
-        "default, no boundary heads": DEFAULT, "fitted score, no boundary heads": replace(PLAIN, score="fitted"),
-    }.items():  # fmt: skip
-        yield name, tuned_with(deaf, settings), deaf.decoder
+    yield "default, no boundary heads", tuned_with(deaf, DEFAULT), deaf.decoder
     yield "default, tuned beyond luck", tune(problem, config=EnsembleConfig()), problem.decoder
     yield "default, tuned greedily", tune(problem, config=EnsembleConfig(), confidence=0.0), problem.decoder
 
