@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/stack_mean.py RUN DATA
 
-RUN is what `talstack heads` left. Every row is decoded with the first candidates of [ensemble]. Percent: average mAP out
-of fold (combiners and intervals fitted on other groups than they are scored on) and on split test; mean AP of segments.
+RUN is what `talstack heads` left; rows are decoded with the first candidates of [ensemble]. Percent: average mAP out of
+fold (combiners and intervals fitted on other groups than they are scored on) and on split test; mean AP of segments.
 """
 
 import sys
