@@ -1,9 +1,9 @@
 """Everything that says how accurate the ensemble is, in one go.
 
-    .venv/bin/python benchmarks/accuracy.py --run runs/mhad runs/mhad/data --run runs/demo runs/demo/data --tcn PATH_TO_TCN
+    .venv/bin/python benchmarks/accuracy.py --run runs/mhad runs/mhad/data --run runs/demo runs/demo/data --tcn TCN
 
 For every run: combiners with and without the scene and their differences (combine.py run), views missing (combine.py
-views), variants of decoding with and without boundary heads (decoding.py). For the frame-wise scores in PATH_TO_TCN:
+views), variants of decoding with and without boundary heads (decoding.py). For the frame-wise scores in TCN:
 combine.py frames. All differences have paired bootstrap intervals.
 """
 
