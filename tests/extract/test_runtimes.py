@@ -308,9 +308,9 @@ def test_16_bits_in_the_folded_network_move_features_a_little() -> None:
 
 
 def test_a_gpu_gets_the_folded_network_where_it_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
-    order, here = make_order(runtime="auto", precision="float16"), torch.device("cpu")
+    order, here = make_order(runtime="auto", precision="bfloat16"), torch.device("cpu")
     assert "folded" in networks._build_on_gpu(make_model(), here, order).name
-    assert "eager" in networks._build_on_gpu(make_model(), here, make_order(runtime="eager", precision="float16")).name
+    assert "eager" in networks._build_on_gpu(make_model(), here, make_order(runtime="eager", precision="bfloat16")).name
 
     def wrong(self: FoldedRuntime, pixels: np.ndarray) -> Computed:
         found = EagerRuntime(make_model()).run(pixels)

@@ -125,13 +125,14 @@ def test_validation_keeps_the_best_epoch_and_stops_when_nothing_gets_better(
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(
     make_set: MakeSet, small_card: BackboneCard, small_config: FinetuneConfig
 ) -> None:
-    config = replace(small_config, batch_norm="frozen", epochs=1)
+    # SGD: AdamW would not see a wrong factor, and makes whole steps of the rounding of gradients that are all but zero
+    config = replace(small_config, batch_norm="frozen", epochs=1, optimizer="sgd")
     whole = make_trainer(make_set(), small_card, config).run()
     parts = make_trainer(make_set(), small_card, replace(config, accumulate=4)).run()
     assert parts.history[0].action_loss == pytest.approx(whole.history[0].action_loss, rel=1e-5)
     assert parts.history[0].scene_loss == pytest.approx(whole.history[0].scene_loss, rel=1e-5)
     for name, weight in whole.weights.items():
-        assert torch.allclose(weight, parts.weights[name], atol=1e-4), name
+        assert torch.allclose(weight, parts.weights[name], atol=1e-5), name
     with pytest.raises(ConfigError, match="4 groups .* cannot be shared evenly among 1 processes x accumulate 3"):
         make_trainer(make_set(), small_card, replace(config, accumulate=3))
 
