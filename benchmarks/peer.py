@@ -55,10 +55,8 @@ def make_inputs(features: FeatureSet, modalities: tuple[str, ...], out: Path) ->
         for view, modality in groups
     ]
     database = json.loads((summaries[0].folder / "annotations.json").read_text())["database"]
-    parts = [
-        np.concatenate([standardised(summary.folder, list(database), database)[name] for summary in summaries], axis=1)
-        for name in database
-    ]
+    groups_of = [standardised(summary.folder, list(database), database) for summary in summaries]
+    parts = [np.concatenate([group[name] for group in groups_of], axis=1) for name in database]
     (out / "input").mkdir(exist_ok=True)
     for name, values in zip(database, parts, strict=True):
         np.save(out / "input" / f"{name}.npy", values)

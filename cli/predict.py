@@ -54,15 +54,20 @@ def command(  # noqa: PLR0913 - one parameter per option
     features = FeatureSet.open(Manifest.load(data), store, name)
     found = predict(run, apply_heads(run, features), features.manifest, system=system)
     files = write_files(found, format_=format_, out=out, scenes=scenes, min_score=min_score)
-    missing = [f"{key.recording} {key.view}/{key.modality}" for key in features.missing]
+    missing, failed = (
+        [f"{key.recording} {key.view}/{key.modality}" for key in keys] for keys in (features.missing, features.failed)
+    )
     for warning in found.warnings:
         click.echo(f"warning: {warning}", err=True)
+    for one in failed:
+        click.echo(f"failed in extraction, left out: {one}", err=True)
     for one in missing:
         click.echo(f"missing: {one}", err=True)
     counts = {
         "recordings": found.manifest.recordings.height,
         "detections": found.detections.height,
         "missing": len(missing),
+        "failed": len(failed),
     }
     if as_json:
         click.echo(json.dumps({**counts, "files": [str(path) for path in files], "warnings": list(found.warnings)}))

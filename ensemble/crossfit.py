@@ -23,6 +23,7 @@ from talstack.ensemble.stacker import TrainingRows, fit_stackers
 from talstack.ensemble.weighted import ClassMean, combine, greedy_weights, negative_log_loss
 from talstack.io.errors import LeakError
 
+BY_CLASS = "weighted_by_class"  # the combiner whose mean is part of the stack
 MAX_GROUPS = 5  # where the folds do not tell the recordings apart
 
 
@@ -130,17 +131,22 @@ class Chosen:
     share: float = 0.0
 
 
-def cross_fit_stacker(training: Training, *, config: EnsembleConfig, jobs: int = 1) -> tuple[Curves, Chosen]:
+def cross_fit_stacker(
+    training: Training, *, config: EnsembleConfig, mean: Curves | None = None, jobs: int = 1
+) -> tuple[Curves, Chosen]:
     """Return the stack's predictions for groups it was not fitted on, and what has the least log-loss there.
 
     Every group is predicted by stackers fitted on the others. Only the choice among a few penalties, numbers of trees
     and shares has looked at all groups.
+
+    Args:
+        mean: `cross_fit_weighted` by class, where it is there already.
     """
-    return cross_fit_stackers(training, [config.stacker], config=config, jobs=jobs)[config.stacker]
+    return cross_fit_stackers(training, [config.stacker], config=config, mean=mean, jobs=jobs)[config.stacker]
 
 
 def cross_fit_stackers(
-    training: Training, kinds: Collection[str], *, config: EnsembleConfig, jobs: int = 1
+    training: Training, kinds: Collection[str], *, config: EnsembleConfig, mean: Curves | None = None, jobs: int = 1
 ) -> dict[str, tuple[Curves, Chosen]]:
     """Return what `cross_fit_stacker` does, for several kinds of stack (`SHARES`) made of the same fits."""
     penalties = [Penalty(shared, deviation) for shared in config.shared_l2 for deviation in config.class_l2]
@@ -168,7 +174,8 @@ def cross_fit_stackers(
         chosen = Chosen(penalty, num_rounds, shares[best]) if shares[best] else Chosen(penalty)
         found[kind] = _joined(training, joined), chosen
     if config.stack_mean:
-        mean = cross_fit_weighted(training, config=config, combiner="weighted_by_class", jobs=jobs)
+        if mean is None:
+            mean = cross_fit_weighted(training, config=config, combiner=BY_CLASS, jobs=jobs)
         found = {kind: (mixed(curves, mean, config.stack_mean), chosen) for kind, (curves, chosen) in found.items()}
     return found
 
@@ -192,7 +199,7 @@ def fit_stack(training: Training, chosen: Chosen, *, config: EnsembleConfig) -> 
         boosted = fit_boosted(rows, num_rounds=chosen.num_rounds, config=config)
     mean = None
     if config.stack_mean:
-        weights = fit_weights(training, config=config, combiner="weighted_by_class")
+        weights = fit_weights(training, config=config, combiner=BY_CLASS)
         mean = ClassMean(training.evidence.models, training.evidence.actions, weights)
     return Stack(logistic, boosted, chosen.share, mean, config.stack_mean)
 
@@ -222,7 +229,7 @@ def fit_weights(training: Training, *, config: EnsembleConfig, combiner: str = "
             bags=config.weighted_bags,
             seed=config.seed,
         )
-    by_class = combiner == "weighted_by_class"
+    by_class = combiner == BY_CLASS
     return direct_weights(training.evidence, training.targets, pull=config.weighted_pull, by_class=by_class)
 
 

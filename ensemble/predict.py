@@ -13,14 +13,14 @@ from talstack.ensemble.curves import Curves
 from talstack.ensemble.decode import Decoder, DecodeSettings, Fitted
 from talstack.ensemble.durations import ClassDurations
 from talstack.ensemble.evidence import Evidence
-from talstack.ensemble.run import scene_table
+from talstack.ensemble.run import scene_table, unpredicted
 from talstack.ensemble.stack import Stack
 from talstack.ensemble.tuned_file import settings_from_json
 from talstack.ensemble.weighted import combine, vote
 from talstack.io.errors import InputError, MissingInputError, ModelError
 from talstack.io.files import read_json
 from talstack.io.manifest import Manifest, empty_table
-from talstack.io.predictions import ModelKey
+from talstack.io.predictions import ModelKey, models_of
 from talstack.io.targets import segment_index
 
 HEADS, ENSEMBLE, DECODING = "heads.json", "stack/ensemble.json", "stack/decode.json"
@@ -65,6 +65,11 @@ def predict(run: Path, table: pl.DataFrame, manifest: Manifest, *, system: str =
     manifest, segment_s = _with_classes(manifest, heads), float(heads["segment_s"])
     recordings = sorted(manifest.recordings["recording"])
     index = segment_index(manifest, segment_s, recordings)
+    if not models_of(table, "action"):
+        raise InputError(
+            f"{manifest.name}: no recording has features that an action head of {run} can read: clips lie at unknown "
+            "offsets (`talstack sync`), or their shards are missing"
+        )
     evidence = Evidence.of(table, index, actions=manifest.actions, scenes=manifest.scenes)
     missing = sorted({str(key) for key in _action_heads(heads)} - {str(key) for key in evidence.models})
     evidence = evidence.with_models(_action_heads(heads))
@@ -75,7 +80,8 @@ def predict(run: Path, table: pl.DataFrame, manifest: Manifest, *, system: str =
     )  # fmt: skip
     detections = decoder.decode(_curves(run, evidence, system), settings, fitted)
     scenes, warnings = scene_table(evidence)
-    seen = sorted(set(ensemble["learned_from"]) & set(recordings))
+    warnings += unpredicted(evidence)
+    seen = sorted(set(ensemble.get("learned_from", ())) & set(recordings))
     if seen and heads["dataset"] == manifest.name:
         warnings.append(f"the run learned from {len(seen)} of these recordings, the first: {seen[0]}")
     if missing:
@@ -129,7 +135,12 @@ def _curves(run: Path, evidence: Evidence, system: str) -> Curves:
         return vote(evidence)
     weights = _read(run, "stack/weights_of_combiners.json")
     if system in weights:
-        return combine(evidence, _weights(weights[system], evidence))
+        try:
+            return combine(evidence, _weights(weights[system], evidence))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"{run / 'stack'}: damaged weights of {system} ({error!r}); run `talstack submit`"
+            ) from error
     return combine(evidence.with_models([key for key in evidence.models if str(key) == system]))
 
 

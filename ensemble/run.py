@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 from talstack.ensemble.boundaries import boundary_votes
 from talstack.ensemble.config import COMBINERS, EnsembleConfig
 from talstack.ensemble.crossfit import (
+    BY_CLASS,
     Training,
     cross_fit_stacker,
     cross_fit_weighted,
@@ -234,7 +235,10 @@ def fit_systems(
     training: Training, evidence: Evidence, folder: Path, *, config: EnsembleConfig, jobs: int
 ) -> tuple[list[System], dict[str, Any]]:
     """Return all systems, stack first, and what was learned; the models are saved into the folder."""
-    held_out, chosen = cross_fit_stacker(training, config=config, jobs=jobs)
+    by_class = None
+    if config.stack_mean:  # a part of the stack, and a combiner of its own
+        by_class = cross_fit_weighted(training, config=config, combiner=BY_CLASS, jobs=jobs)
+    held_out, chosen = cross_fit_stacker(training, config=config, mean=by_class, jobs=jobs)
     stack = fit_stack(training, chosen, config=config)
     stack.save(folder)
     models = training.evidence.models
@@ -248,8 +252,11 @@ def fit_systems(
         if name == "vote":
             systems.append(System(name, vote(training.evidence), vote(evidence)))
             continue
-        weights[name] = fit_weights(training, config=config, combiner=name)
-        held_out = cross_fit_weighted(training, config=config, combiner=name, jobs=jobs)
+        if name == BY_CLASS and stack.mean is not None and by_class is not None:
+            weights[name], held_out = stack.mean.weights, by_class
+        else:
+            weights[name] = fit_weights(training, config=config, combiner=name)
+            held_out = cross_fit_weighted(training, config=config, combiner=name, jobs=jobs)
         systems.append(System(name, held_out, combine(evidence, weights[name])))
     named = {name: _named_weights(training.evidence, values) for name, values in weights.items()}
     write_json(folder / "weights.json", named["weighted"])
@@ -337,11 +344,16 @@ def _missing_models(learned: Evidence, scored: Evidence) -> list[str]:
         for key, present in zip(learned.models, learned.present, strict=True)
         if not present.any()
     ]
+    return warnings + unpredicted(scored)
+
+
+def unpredicted(scored: Evidence) -> list[str]:
+    """Return a warning where no model predicts a recording."""
     predicted = np.atleast_1d(scored.present.any(axis=0))
     names = [name for name, rows in scored.index.slices() if not predicted[rows].any()]
-    if names:
-        warnings.append(f"no model predicts {len(names)} recordings (every view failed?): {', '.join(names)}")
-    return warnings
+    if not names:
+        return []
+    return [f"no model predicts {len(names)} recordings (every view failed?): {', '.join(names)}"]
 
 
 def _write_tables(run: Path, detections: Mapping[str, pl.DataFrame], scenes: pl.DataFrame) -> None:

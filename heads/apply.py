@@ -12,7 +12,7 @@ from talstack.heads.components import num_shared, reduced
 from talstack.heads.crossfit import rows_of
 from talstack.heads.features import GroupFeatures, read_group
 from talstack.heads.model import TrainedHead
-from talstack.io.errors import InputError, MissingInputError
+from talstack.io.errors import InputError, MissingInputError, ModelError
 from talstack.io.extraction import FeatureSet
 from talstack.io.files import read_json
 from talstack.io.predictions import SCHEMA
@@ -37,6 +37,8 @@ def apply_heads(run: Path, features: FeatureSet) -> pl.DataFrame:
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file; run `talstack heads` first")
     record = read_json(path)
+    if not isinstance(record, dict) or not {"models", "config"} <= set(record):
+        raise ModelError(f"{path}: not what talstack writes; run `talstack heads` again")
     _check_features(record, features)
     tables: list[pl.DataFrame] = []
     with threadpool_limits(limits=1):  # as in training: the same numbers whatever the number of threads

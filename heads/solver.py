@@ -50,8 +50,8 @@ class Axes:
         gram = (rows @ rows.T if few else rows.T @ rows) / np.float32(len(rows))
         if scale is not None and not few:
             gram *= np.outer(scale, scale)
-        # in float32, by divide and conquer: 2.7 times as fast as LAPACK's default in float64, and this is most of the
-        # time where there are few rows; axes need not be exact to precondition
+        # float32 and divide and conquer, for speed: most of the time goes here where rows are few, and axes need not be
+        # exact to precondition (docs/decisions, 16)
         energies, vectors = eigh(gram, driver="evd", overwrite_a=True, check_finite=False)
         keep = energies > max(floor, energies[-1] * 1e-6, 1e-12)  # below this float32 holds noise
         keep[-1] = True

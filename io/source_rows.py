@@ -130,8 +130,12 @@ def read_instance_rows(path: Path) -> list[InstanceRow]:
     """Return the rows of instances.csv: recording, start_s, end_s, label.
 
     Raises:
-        MissingInputError, InputError: as `read_csv`.
+        MissingInputError, InputError: as `read_csv`; nothing labelled is said by a file with the header alone.
     """
+    if not path.is_file():
+        raise MissingInputError(
+            f"{path}: no such file; where nothing is labelled it holds its header alone: recording,start_s,end_s,label"
+        )
     table = read_csv(path, {"recording": pl.String, "start_s": pl.Float64, "end_s": pl.Float64, "label": pl.String})
     return [
         InstanceRow(recording, start_s, end_s, label, line(path, number))

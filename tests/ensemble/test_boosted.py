@@ -8,14 +8,7 @@ import pytest
 
 from talstack.ensemble.boosted import BoostedStacker, pair_columns
 from talstack.ensemble.config import EnsembleConfig
-from talstack.ensemble.crossfit import (
-    Chosen,
-    Training,
-    cross_fit_stacker,
-    cross_fit_weighted,
-    fit_stack,
-    fit_weights,
-)
+from talstack.ensemble.crossfit import Chosen, Training, cross_fit_stacker, fit_stack, fit_weights
 from talstack.ensemble.evidence import Evidence
 from talstack.ensemble.hierarchical import Penalty
 from talstack.ensemble.stack import Stack
@@ -119,14 +112,6 @@ def test_half_of_the_stack_is_the_mean_weighted_by_class(training, stacks, score
     np.testing.assert_allclose(found.activity, (alone.activity + mean.activity) / 2, atol=1e-6)
     config = replace(config_of("both"), stack_mean=0.0)
     assert fit_stack(training, CHOSEN["both"], config=config).mean is None
-
-
-def test_held_out_stack_has_the_mean_whose_weights_were_found_without_it(training) -> None:
-    config = replace(config_of("logistic"), shared_l2=(1.0,), class_l2=(10.0,))
-    alone, _ = cross_fit_stacker(training, config=replace(config, stack_mean=0.0))
-    found, _ = cross_fit_stacker(training, config=replace(config, stack_mean=0.25))
-    mean = cross_fit_weighted(training, config=config, combiner="weighted_by_class")
-    np.testing.assert_allclose(found.action, 0.75 * alone.action + 0.25 * mean.action, atol=1e-6)
 
 
 def test_the_better_stacker_gets_the_share(training) -> None:

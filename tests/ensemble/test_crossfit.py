@@ -94,6 +94,16 @@ def test_threads_change_nothing(training) -> None:
     np.testing.assert_array_equal(one.action, two.action)
 
 
+def test_held_out_stack_has_the_mean_whose_weights_were_found_without_it(training) -> None:
+    config = replace(CONFIG, shared_l2=(1.0,))
+    alone, _ = cross_fit_stacker(training, config=replace(config, stack_mean=0.0))
+    found, _ = cross_fit_stacker(training, config=replace(config, stack_mean=0.25))
+    mean = cross_fit_weighted(training, config=config, combiner="weighted_by_class")
+    np.testing.assert_allclose(found.action, 0.75 * alone.action + 0.25 * mean.action, atol=1e-6)
+    given, _ = cross_fit_stacker(training, config=replace(config, stack_mean=0.25), mean=mean)
+    np.testing.assert_array_equal(given.action, found.action)
+
+
 def test_rows_come_back_in_the_order_of_the_recordings(training) -> None:
     config = replace(CONFIG, shared_l2=(1.0,), stacker="both", gbm_rounds=(20,))
     curves, chosen = cross_fit_stacker(training, config=config)

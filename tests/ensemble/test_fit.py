@@ -5,11 +5,13 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from talstack.ensemble.curves import Curves
 from talstack.ensemble.decode import Decoder, DecodeSettings, Fitted
 from talstack.ensemble.durations import ClassDurations
 from talstack.ensemble.fit import decode_held_out, fit, fit_calibration, truth_of
+from talstack.ensemble.refine import BoundaryVotes
 from talstack.evaluate.map import evaluate_detections
 from talstack.io.grid import SegmentGrid
 from talstack.io.manifest import SCHEMAS
@@ -72,6 +74,27 @@ def test_group_is_decoded_with_what_the_others_taught(late) -> None:
     first = pl.col("recording").is_in(["r0", "r3", "r6"])
     assert honest.filter(first).equals(spoilt.filter(first))
     assert not honest.filter(~first).equals(spoilt.filter(~first))
+
+
+def test_recordings_of_any_length_are_decoded_together_as_alone(late) -> None:
+    """Curves lie end to end: none may reach into its neighbour's, nor may boundary votes."""
+    decoder, curves, instances = late
+    rng, lengths = np.random.default_rng(1), (80, 33, 61, 5, 80, 47, 80, 12, 70)
+    names = curves.index.recordings
+    rows = np.concatenate([np.arange(80 * i, 80 * i + length) for i, length in enumerate(lengths)])
+    index = SegmentIndex(names, lengths)
+    curves = Curves(index, curves.action[rows], curves.activity[rows])
+    votes = [BoundaryVotes(*rng.random((2, length)), *rng.normal(0, 0.3, (2, length))) for length in lengths]
+    grids = {name: SegmentGrid(float(length), 1.0) for name, length in zip(names, lengths, strict=True)}
+    decoder = replace(decoder, grids=grids, boundaries=dict(zip(names, votes, strict=True)))
+    fitted = fit(decoder, decoder.propose(curves, LEARNED), truth_of(instances, decoder.actions), LEARNED, tiou=TIOU)
+    assert len(fitted.edges) == 2
+    assert fitted.scorer is not None
+    for settings in (LEARNED, DecodeSettings()):
+        together = decoder.decode(curves, settings, fitted)
+        alone = pl.concat([decoder.decode(curves.subset([name]), settings, fitted) for name in names])
+        assert set(together["recording"]) >= {"r0", "r1", "r8"}
+        assert_frame_equal(together, alone, abs_tol=1e-9)
 
 
 def test_calibrated_scores_are_the_precision_and_change_no_map(late) -> None:

@@ -49,6 +49,20 @@ def test_gradient_vanishes_at_the_solution(data) -> None:
     np.testing.assert_allclose(u + d, solution.weights, atol=5e-3)
 
 
+def test_a_weight_of_two_is_the_row_twice_and_none_leaves_it_out(data) -> None:
+    features, targets = data
+    weights = np.ones(targets.shape, dtype=np.float32)
+    weights[:, :100], weights[:, 300:] = 2.0, 0.0
+    penalties, settings = [Penalty(2.0, 5.0)], {"tolerance": 1e-8, "max_iterations": 1000}
+    weighted = next(fit_path(features, targets, penalties, row_weights=weights, **settings))
+    rows = np.concatenate([np.arange(100), np.arange(300)])
+    repeated = next(fit_path(features[:, rows], targets[:, rows], penalties, **settings))
+    np.testing.assert_allclose(weighted.weights, repeated.weights, atol=2e-3)
+    np.testing.assert_allclose(weighted.bias, repeated.bias, atol=2e-3)
+    other = next(fit_path(features, targets, penalties, **settings))
+    assert np.abs(other.weights - repeated.weights).max() > 0.01
+
+
 def test_path_ends_where_a_fresh_start_does(data) -> None:
     features, targets = data
     penalties = [Penalty(100.0, 1000.0), Penalty(1.0, 10.0)]

@@ -22,10 +22,12 @@ from talstack.heads.config import HeadsConfig
 from talstack.heads.run import run_heads
 from talstack.io.detections import DETECTION_SCHEMA, read_predictions
 from talstack.io.errors import InputError, MissingInputError, ModelError
-from talstack.io.extraction import FeatureSet
+from talstack.io.extraction import Extraction, FeatureSet
 from talstack.io.files import read_json, write_json
 from talstack.io.manifest import Manifest, empty_table
+from talstack.io.members import Member
 
+SEGMENT_S = 0.5
 ENSEMBLE = EnsembleConfig(
     shared_l2=(1.0,), class_l2=(30.0,), weighted_rounds=4, gbm_rounds=(20,), proposals=("both",), smoothing_s=(0.0,),
     margin=(0.2,), contrast_weight=(1.0,), nms_sigma=(0.5,), combiners=("weighted_by_class", "vote"),
@@ -155,6 +157,29 @@ def test_a_damaged_run_is_refused(run: Path, others: Manifest, name: str, conten
         predict(run, opened(others, run))
 
 
+@pytest.mark.parametrize("content", [[], {}, {"models": []}])
+def test_a_record_of_heads_that_is_none_is_refused(run: Path, others: Manifest, content: object) -> None:
+    write_json(run / "heads.json", content)
+    with pytest.raises(ModelError, match="heads.json: not what talstack writes"):
+        predict(run, opened(others, run))
+
+
+def test_damaged_weights_are_refused(run: Path, others: Manifest) -> None:
+    record = read_json(run / "stack" / "weights_of_combiners.json")
+    write_json(run / "stack" / "weights_of_combiners.json", {**record, "weighted": ["x"]})
+    with pytest.raises(ModelError, match="damaged weights of weighted"):
+        predict(run, opened(others, run), system="weighted")
+
+
+def test_a_recording_without_any_features_is_named(run: Path, others: Manifest, tmp_path: Path) -> None:
+    for shard in (tmp_path / "store").rglob("*.h5"):
+        if "r9" in str(shard):
+            shard.unlink()
+    found = predict(run, opened(others, run))
+    assert set(found.detections["recording"]) == {"r8"}
+    assert any("no model predicts 1 recordings" in warning and "r9" in warning for warning in found.warnings)
+
+
 def talstack(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["predict", *map(str, arguments)])
 
@@ -188,3 +213,18 @@ def test_the_command_lists_what_is_still_to_be_extracted(run: Path, others: Mani
     assert result.exit_code == 1
     assert "missing: r8 " in result.stderr
     assert sorted(path.name for path in (tmp_path / "vtt").iterdir()) == ["r8.vtt", "r9.vtt"]
+
+
+def test_features_are_the_same_where_all_that_makes_them_is() -> None:
+    recipes = {"rgb": {"kind": "rgb", "size": 64}, "audio": {"kind": "audio"}}
+    one = Extraction("a", SEGMENT_S, recipes, ("ego",))
+    assert one.recipe_hash("ego", "rgb") == replace(one, name="b", views=("front",)).recipe_hash("front", "rgb")
+    member = Member("fold0", backbone={"weights": "1"})
+    changed = [
+        replace(one, segment_s=2 * SEGMENT_S), replace(one, recipes={**recipes, "rgb": {"kind": "rgb", "size": 32}}),
+        replace(one, link="sigmoid"), replace(one, members=(member,)),
+        replace(one, members=(replace(member, backbone={"weights": "2"}),)), replace(one, derived={"ego": {"yaw": 90}}),
+    ]  # fmt: skip
+    hashes = {one.recipe_hash("ego", "rgb"), *(other.recipe_hash("ego", "rgb") for other in changed)}
+    assert len(hashes) == 1 + len(changed)
+    assert {other.recipe_hash("ego", "audio") for other in changed[3:]} == {one.recipe_hash("ego", "audio")}
