@@ -50,9 +50,15 @@ def reply(task: Task, orders: Orders) -> Reply:
 
 def run_in_lanes(tasks: Iterable[Task], orders: Orders, workers: Workers) -> Iterator[Reply]:
     """Do the tasks in processes of this machine; yield what comes back, in the order in which it comes."""
-    lanes = LanesBackend(workers)
+    return replies_through(LanesBackend(workers), tasks, orders, jobs=workers.jobs, ahead=1)
+
+
+def replies_through(
+    backend: ParallelBackendBase, tasks: Iterable[Task], orders: Orders, *, jobs: int, ahead: int
+) -> Iterator[Reply]:
+    """Do the tasks by a backend of joblib's, `ahead` of them handed out per worker; yield replies as they come."""
     parallel = joblib.Parallel(
-        n_jobs=workers.jobs, backend=lanes, return_as="generator_unordered", batch_size=1, pre_dispatch=workers.jobs
+        n_jobs=jobs, backend=backend, return_as="generator_unordered", batch_size=1, pre_dispatch=ahead * jobs
     )
     replies = parallel(joblib.delayed(reply)(task, orders) for task in tasks)
     try:

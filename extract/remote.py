@@ -1,23 +1,27 @@
-"""Workers on other machines, through joblib's backends of dask and ray; store and media must be reachable from all.
+"""Workers on other machines, by dask or ray; store and media must be reachable from all.
 
-dask tries a task of a dead worker again by itself (`distributed.scheduler.allowed-failures`) and names the task when it
-gives up. ray ends the whole call: the schedule learns from the journals whose worker died. Either finds out that a
-worker hangs in the same way as lanes do: the worker ends itself.
+dask tries a task of a dead worker again by itself (`distributed.scheduler.allowed-failures`), ray does not. On either a
+worker that hangs is found out in the same way as in a lane: it ends itself.
 """
 
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
+from uuid import uuid4
 
 import joblib
 
-from talstack.extract.lanes import Reply, reply, run_in_lanes
-from talstack.extract.schedule import Pool, PoolBrokenError
-from talstack.extract.worker import Orders, Task
-from talstack.extract.workers import Workers
+from talstack.extract.cluster import Cluster, Promise, run_on_cluster
+from talstack.extract.lanes import Reply, run_in_lanes
+from talstack.extract.schedule import Pool
+from talstack.extract.workers import Workers, choose_workers
 from talstack.io.errors import ConfigError, InputError, MissingInputError
 
 Backend = Literal["loky", "dask", "ray"]
@@ -48,12 +52,14 @@ def open_pool(backend: Backend, local: Workers, *, scheduler: str | None = None)
         except (OSError, ValueError) as error:
             raise InputError(f"no dask scheduler answers at {scheduler} ({error})") from error
         with client:
-            yield partial(_run_on_dask, client), _dask_workers(client, scheduler)
+            yield partial(run_on_cluster, _dask_cluster(client)), _dask_workers(client, scheduler)
     else:
-        ray, register = _package("ray", backend), _package("ray.util.joblib", backend).register_ray
+        ray = _package("ray", backend)
         ray.init(address=scheduler, ignore_reinit_error=True, log_to_driver=False)
-        register()
-        yield _run_on_ray, Workers(max(1, int(ray.cluster_resources().get("CPU", 1))))
+        there = ray.cluster_resources()
+        num_cores, num_gpus = int(there.get("CPU", 1)), int(there.get("GPU", 0))
+        workers = choose_workers(sys.maxsize, num_gpus=num_gpus, cores=num_cores)
+        yield partial(run_on_cluster, _ray_cluster(ray, workers, num_gpus)), replace(workers, devices=())
 
 
 def _package(name: str, backend: Backend) -> Any:
@@ -77,6 +83,13 @@ def _dask_workers(client: Any, scheduler: str) -> Workers:
             f"the dask workers at {scheduler} run {max(threads.values())} tasks in one process, where one that dies or "
             "hangs takes the others down; start them with `dask worker --nthreads 1 --nworkers N`"
         )
+    try:
+        versions = set(client.run(version, "talstack").values())
+    except PackageNotFoundError as error:
+        raise InputError(f"the dask workers at {scheduler} do not have talstack installed") from error
+    if versions != {version("talstack")}:
+        found = ", ".join(sorted(versions))
+        raise InputError(f"the dask workers at {scheduler} have talstack {found}, here is {version('talstack')}")
     per_host = Counter(_host(address) for address in threads)
     cores = client.run(joblib.cpu_count)
     shares = [int(num_cores) // per_host[_host(address)] for address, num_cores in cores.items()]
@@ -87,52 +100,48 @@ def _host(address: str) -> str:
     return address.rpartition(":")[0]
 
 
-def _run_on_dask(client: Any, tasks: Iterable[Task], orders: Orders, workers: Workers) -> Iterator[Reply]:
-    parallel = joblib.Parallel(
-        n_jobs=workers.jobs, backend=_dask_backend(client), return_as="generator_unordered", batch_size=1,
-        pre_dispatch=2 * workers.jobs,
-    )  # fmt: skip
-    yield from parallel(joblib.delayed(reply)(task, orders) for task in tasks)
+def _dask_cluster(client: Any) -> Cluster:
+    def submit(do: Callable[[bytes], Reply], packed: bytes, task: str) -> Any:
+        return client.submit(do, packed, key=f"talstack-{task}-{uuid4().hex}", pure=False)
+
+    def cancel(promises: list[Promise]) -> None:
+        with suppress(OSError, RuntimeError):
+            client.cancel(promises, force=True)
+
+    def has_workers() -> bool:
+        try:
+            return bool(client.nthreads())
+        except (OSError, TimeoutError, RuntimeError):
+            return False
+
+    killed = import_module("distributed.scheduler").KilledWorker
+    return Cluster("dask", submit, cancel, has_workers, deaths=(killed,), endings=(CancelledError,))
 
 
-def _dask_backend(client: Any) -> Any:
-    """Return joblib's backend for dask, taught that a task may fail without having returned."""
-    from distributed.scheduler import KilledWorker
-    from joblib._dask import DaskDistributedBackend
+def _ray_cluster(ray: Any, workers: Workers, num_gpus: int) -> Cluster:
+    """Return a cluster whose tasks each reserve a share of the GPUs; to one that asks for none, ray shows none."""
+    options = {"num_cpus": workers.threads, "num_gpus": num_gpus / workers.jobs, "max_retries": 0}
+    references: dict[Any, Any] = {}  # of each promise; a task that nothing refers to is given up
 
-    class Backend(DaskDistributedBackend):  # type: ignore[misc]
-        def effective_n_jobs(self, n_jobs: int) -> int:
-            return max(2, int(super().effective_n_jobs(n_jobs)))  # with one joblib would not ask for a worker
+    def submit(do: Callable[[bytes], Reply], packed: bytes, task: str) -> Any:
+        reference = ray.remote(do).options(name=f"talstack-{task}", **options).remote(packed)
+        promise = reference.future()
+        references[promise] = reference
+        promise.add_done_callback(references.pop)
+        return promise
 
-        def submit(self, func: Any, callback: Callable[[Any], None] | None = None) -> Any:
-            future = super().submit(func, callback)
-            if callback is not None:
-                # joblib calls back after results only and would wait for ever for a task that has none
-                future.add_done_callback(partial(_tell_of_error, callback, func.items[0][1][0].name, KilledWorker))
-            return future
+    def cancel(promises: list[Promise]) -> None:
+        for promise in promises:
+            if reference := references.get(promise):
+                ray.cancel(reference, force=True)
 
-        def retrieve_result_callback(self, out: Any) -> Any:
-            return [out] if isinstance(out, Reply) else super().retrieve_result_callback(out)
+    def has_workers() -> bool:
+        try:
+            return bool(ray.cluster_resources().get("CPU"))
+        except errors.RayError:
+            return False
 
-    return Backend(client=client)
-
-
-def _tell_of_error(callback: Callable[[Any], None], task: str, death: type[Exception], future: Any) -> None:
-    error = future.exception()
-    if isinstance(error, death):
-        callback(Reply(task, death="the dask worker ended"))
-    elif error is not None:
-        callback(error)
-
-
-def _run_on_ray(tasks: Iterable[Task], orders: Orders, workers: Workers) -> Iterator[Reply]:
-    exceptions = import_module("ray.exceptions")
-    try:
-        with joblib.parallel_config(backend="ray"):
-            parallel = joblib.Parallel(
-                n_jobs=max(2, workers.jobs), return_as="generator_unordered", batch_size=1,
-                pre_dispatch=2 * workers.jobs,
-            )  # fmt: skip
-            yield from parallel(joblib.delayed(reply)(task, orders) for task in tasks)
-    except (exceptions.RayActorError, exceptions.WorkerCrashedError) as error:
-        raise PoolBrokenError(f"a ray worker ended: {type(error).__name__}") from error
+    errors = import_module("ray.exceptions")
+    deaths = (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError, errors.LocalRayletDiedError)
+    endings = (errors.RaySystemError, errors.TaskCancelledError)
+    return Cluster("ray", submit, cancel, has_workers, deaths=deaths, endings=endings)

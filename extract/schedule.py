@@ -42,10 +42,6 @@ class Item(Protocol):
         """The store that its shards go to."""
 
 
-class PoolBrokenError(Exception):
-    """A pool ended because a worker died, and does not know whose task it was."""
-
-
 def run_items(
     items: Sequence[Item], *, jobs: int | Workers = 1, run: Run = extract_item, hang_s: float = 0.0,
     pool: Pool = run_in_lanes, probe: Run | None = None, report: Callable[[StatusRow], None] = lambda row: None,
@@ -119,21 +115,14 @@ class _Schedule:
     def run_together(self, workers: Workers) -> None:
         """Give every task one try, several at a time."""
         while todo := [task for name, task in self.tasks.items() if name not in self.rows | self.deaths]:
-            try:
-                self._receive(todo, workers)
-            except PoolBrokenError as error:
-                if not self._suspect(str(error)):
-                    raise TalstackError(f"the workers die before they begin ({error}); what is done is kept") from error
+            self._receive(todo, workers)
 
     def run_alone(self, workers: Workers) -> None:
         """Try again what workers died of, one task at a time so that no other is to blame."""
         alone = replace(workers, jobs=1)
         for name in list(self.deaths):
             while name not in self.rows and not self._is_killer(name):
-                try:
-                    self._receive([self.tasks[name]], alone)
-                except PoolBrokenError as error:
-                    self._died(name, str(error))
+                self._receive([self.tasks[name]], alone)
             if name not in self.rows:
                 self._narrow_down(self.tasks[name], alone)
                 self._quarantine(self.tasks[name])
@@ -144,11 +133,8 @@ class _Schedule:
         deaths_in_a_row = 0
         for key in missing if len(missing) > 1 else ():
             part = _task(replace(task.item, keys=(key,)))
-            try:
-                with closing(self.pool([part], self.orders, alone)) as replies:  # type: ignore[type-var]
-                    died = any(reply.death is not None for reply in replies)
-            except PoolBrokenError:
-                died = True
+            with closing(self.pool([part], self.orders, alone)) as replies:  # type: ignore[type-var]
+                died = any(reply.death is not None for reply in replies)
             deaths_in_a_row = deaths_in_a_row + 1 if died else 0
             if deaths_in_a_row == MAX_DEATHS:
                 return
@@ -192,18 +178,6 @@ class _Schedule:
     def _is_killer(self, name: str) -> bool:
         return len(self.deaths[name]) >= MAX_DEATHS
 
-    def _suspect(self, death: str) -> bool:
-        """Take over what the journals of a broken pool tell; return whether they tell anything."""
-        before = len(self.rows) + len(self.deaths)
-        attempts = self._attempts()
-        for attempt in attempts:
-            if not attempt.is_open and attempt.rows and attempt.task not in self.rows:
-                self._done(attempt.task, [StatusRow(**row) for row in attempt.rows])
-        left_open = [a.task for a in attempts if a.is_open and a.task not in self.rows and a.task not in self.deaths]
-        for name in dict.fromkeys(left_open):
-            self._died(name, death)
-        return len(self.rows) + len(self.deaths) > before
-
     def _attempts(self) -> list[Attempt]:
         return read_journals(self.orders.store_root, self.orders.run_id)
 
@@ -227,12 +201,9 @@ class _Schedule:
         if self.probe is None:
             return False
         task = Task(f"probe-{self.orders.run_id}", (), next(iter(self.tasks.values())).item)
-        try:
-            pool = self.pool([task], replace(self.orders, run=self.probe), replace(workers, jobs=1))
-            with closing(pool) as replies:  # type: ignore[type-var]
-                return all(reply.death is None for reply in replies)
-        except PoolBrokenError:
-            return False
+        pool = self.pool([task], replace(self.orders, run=self.probe), replace(workers, jobs=1))
+        with closing(pool) as replies:  # type: ignore[type-var]
+            return all(reply.death is None for reply in replies)
 
     def _quarantine(self, task: Task) -> None:
         times = "twice" if len(self.deaths[task.name]) == MAX_DEATHS else f"{len(self.deaths[task.name])} times"

@@ -19,7 +19,7 @@ import pytest
 
 from talstack.extract import watchdog
 from talstack.extract.lanes import Reply, exit_text
-from talstack.extract.schedule import PoolBrokenError, run_items
+from talstack.extract.schedule import run_items
 from talstack.extract.status import StatusRow
 from talstack.extract.worker import Orders, Task, work
 from talstack.extract.workers import Workers
@@ -286,39 +286,6 @@ def test_workers_killed_at_random_cost_their_own_item_only(tmp_path: Path) -> No
     assert [row.outcome for row in rows] == ["done"] * len(names)
     assert content(root) == content(tmp_path / "calm")
     assert begins - len(names) <= len(killed)
-
-
-def test_a_pool_that_does_not_know_who_died_learns_it_from_the_journals(tmp_path: Path) -> None:
-    """A pool as ray's: it ends with an error, whatever else was under way, and its finished results are lost."""
-    calls = []
-
-    def pool(tasks: Any, orders: Orders, workers: Workers) -> Any:
-        calls.append([task.shards[0][0] for task in tasks])
-        for task in list(tasks):
-            if os.fork() == 0:
-                work(task, orders)
-                os._exit(0)
-            _, status = os.wait()
-            if status:
-                raise PoolBrokenError("lost an actor")
-            if task.shards[0][0] != "a":
-                yield Reply(task.name, (StatusRow(task.shards[0][0], EXTERNAL_VIEW, "imu", "done"),))
-
-    items = [item(tmp_path, "a"), item(tmp_path, "b", "kill"), item(tmp_path, "c"), item(tmp_path, "d", "kill once")]
-    rows = run_items(items, jobs=2, run=do, pool=pool)
-    assert [(row.recording, row.outcome, row.attempts) for row in rows] == [
-        ("a", "done", 1), ("b", "failed", 2), ("c", "done", 1), ("d", "done", 2),
-    ]  # fmt: skip
-    assert calls == [["a", "b", "c", "d"], ["c", "d"], ["b"], ["d"]]
-
-
-def test_a_pool_that_never_begins_is_an_error(tmp_path: Path) -> None:
-    def pool(tasks: Any, orders: Orders, workers: Workers) -> Any:
-        raise PoolBrokenError("no actor")
-        yield
-
-    with pytest.raises(TalstackError, match=r"the workers die before they begin \(no actor\)"):
-        run_items([item(tmp_path, "a")], jobs=2, run=do, pool=pool)
 
 
 def test_a_worker_that_loads_a_network_is_kept(tmp_path: Path) -> None:
