@@ -99,4 +99,6 @@ def _predictions(group: GroupFeatures, heads: list[TrainedHead]) -> Iterator[pl.
             continue
         probs, valid = head.predict_proba(usable)
         nowhere = np.full(len(probs), -1, dtype=np.int64)
-        yield rows_of(head.key, usable, probs, valid=valid, fold=nowhere, classes=head.classes).select(SCHEMA.keys())
+        yield rows_of(head.key, usable.index, probs, valid=valid, fold=nowhere, classes=head.classes).select(
+            SCHEMA.keys()
+        )

@@ -61,7 +61,7 @@ def plan_components(
     recordings = sorted(features.manifest.recordings["recording"])
     shards = dict(zip(recordings, features.fingerprints(view, modality, recordings), strict=True))
     files = {}
-    for number in (*sorted(set(plan.folds.values())), -1):
+    for number in plan.models:
         identity = {
             "format_version": FORMAT_VERSION,
             "library": sklearn.__version__,

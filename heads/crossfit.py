@@ -1,6 +1,6 @@
 """Out-of-fold predictions of one head, and the head refitted on every fold for all other recordings."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from talstack.heads.model import TrainedHead
 from talstack.heads.targets import TaskTargets
 from talstack.io.errors import InputError
 from talstack.io.manifest import Manifest
-from talstack.io.predictions import ModelKey, scene_rows, segment_rows
+from talstack.io.predictions import ModelKey, SegmentIndex, scene_rows, segment_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,11 @@ class FoldPlan:
 
     folds: Mapping[str, int]
     learn: frozenset[str]
+
+    @property
+    def models(self) -> tuple[int, ...]:
+        """Which models a head has: one without each fold, and -1, that of all, last."""
+        return (*sorted(set(self.folds.values())), -1)
 
     @classmethod
     def of(cls, manifest: Manifest, seen: Iterable[str], config: HeadsConfig) -> "FoldPlan":
@@ -48,6 +53,28 @@ class FoldPlan:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class FoldFit:
+    """One of the models of a cross-fitted head, and what it says of the recordings that are its to predict.
+
+    Attributes:
+        fold: which recordings it has not seen; -1: it is fitted on all, and predicts those without a fold.
+        index: the segments of the whole group.
+        classes: names of the probability columns.
+        rows: (N,) bool, which of the group's rows it predicts; recordings for scenes, else segments.
+        probs, valid: of these rows, (n, C) float32 and (n,) bool.
+        head: the model; None where no training recording has labelled features.
+    """
+
+    fold: int
+    index: SegmentIndex
+    classes: tuple[str, ...]
+    rows: np.ndarray
+    probs: np.ndarray
+    valid: np.ndarray
+    head: TrainedHead | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class CrossFit:
     """What cross-fitting one head gave.
 
@@ -63,46 +90,57 @@ class CrossFit:
 
 
 def cross_fit(
-    key: ModelKey,
-    group: GroupFeatures,
-    targets: TaskTargets,
-    *,
-    plan: FoldPlan,
-    config: HeadsConfig,
-    group_without: Callable[[int], GroupFeatures] | None = None,
+    key: ModelKey, group: GroupFeatures, targets: TaskTargets, *, plan: FoldPlan, config: HeadsConfig
 ) -> CrossFit:
     """Return the predictions of a head for every recording of the group, and the head itself.
 
     A recording with a fold is predicted by a model that saw no recording of that fold; the others by the model
     fitted on all.
+    """
+    return together(
+        key, [fit_fold(key, group, targets, fold=fold, plan=plan, config=config) for fold in plan.models], plan
+    )
+
+
+def fit_fold(
+    key: ModelKey, group: GroupFeatures, targets: TaskTargets, *, fold: int, plan: FoldPlan, config: HeadsConfig
+) -> FoldFit:
+    """Return the model that has not seen a fold; -1 for the one of all.
 
     Args:
-        group_without: the group with the components fitted without a fold (-1: on all) in place of its features.
+        group: all recordings; its components, where it has some, were fitted without the fold.
     """
-    names = group.recordings
-    fold = np.array([plan.folds.get(name, -1) for name in names], dtype=np.int64)
-    learn = np.array([name in plan.learn for name in names], dtype=bool)
-    pooled = key.task == "scene"
-    row_fold = fold if pooled else fold[group.row_recordings]
-    probs = np.full((len(row_fold), len(targets.classes)), np.nan, dtype=np.float32)
-    valid = np.zeros(len(row_fold), dtype=bool)
-    num_unpredicted, head = 0, None
-    for number in (*sorted(set(fold) - {-1}), -1):
-        source = group if group_without is None else group_without(number)
-        head = TrainedHead.fit(key, source, targets, train=learn & (fold != number), folds=fold, config=config)
-        rows = row_fold == number
-        if head is None:
-            num_unpredicted += int((fold == number).sum())
-        elif rows.any():
-            probs[rows], valid[rows] = head.predict_proba(source.subset(fold == number))
-    return CrossFit(
-        rows_of(key, group, probs, valid=valid, fold=row_fold, classes=targets.classes), head, num_unpredicted
-    )
+    folds = _folds_of(group.index, plan)
+    learn = np.array([name in plan.learn for name in group.recordings], dtype=bool)
+    own = folds == fold
+    rows = own if key.task == "scene" else own[group.row_recordings]
+    probs = np.full((int(rows.sum()), len(targets.classes)), np.nan, dtype=np.float32)
+    valid = np.zeros(len(probs), dtype=bool)
+    head = None
+    if fold == -1 or own.any():
+        head = TrainedHead.fit(key, group, targets, train=learn & (folds != fold), folds=folds, config=config)
+    if head is not None and rows.any():
+        probs, valid = head.predict_proba(group.subset(own))
+    return FoldFit(fold, group.index, targets.classes, rows, probs, valid, head)
+
+
+def together(key: ModelKey, parts: Sequence[FoldFit], plan: FoldPlan) -> CrossFit:
+    """Return what the models of all folds, -1 among them, make together."""
+    whole = next(part for part in parts if part.fold == -1)
+    folds = _folds_of(whole.index, plan)
+    probs = np.full((len(whole.rows), len(whole.classes)), np.nan, dtype=np.float32)
+    valid = np.zeros(len(whole.rows), dtype=bool)
+    for part in parts:
+        probs[part.rows], valid[part.rows] = part.probs, part.valid
+    row_fold = folds if key.task == "scene" else folds[whole.index.row_recordings]
+    num_unpredicted = sum(int((folds == part.fold).sum()) for part in parts if part.head is None)
+    table = rows_of(key, whole.index, probs, valid=valid, fold=row_fold, classes=whole.classes)
+    return CrossFit(table, whole.head, num_unpredicted)
 
 
 def rows_of(
     key: ModelKey,
-    group: GroupFeatures,
+    index: SegmentIndex,
     probs: np.ndarray,
     *,
     valid: np.ndarray,
@@ -111,5 +149,9 @@ def rows_of(
 ) -> pl.DataFrame:
     """Return a head's predictions as rows of the out-of-fold table; by recording for scenes, else by segment."""
     if key.task == "scene":
-        return scene_rows(key, group.recordings, probs, valid=valid, fold=fold, classes=classes)
-    return segment_rows(key, group.index, probs, valid=valid, fold=fold, classes=classes)
+        return scene_rows(key, index.recordings, probs, valid=valid, fold=fold, classes=classes)
+    return segment_rows(key, index, probs, valid=valid, fold=fold, classes=classes)
+
+
+def _folds_of(index: SegmentIndex, plan: FoldPlan) -> np.ndarray:
+    return np.array([plan.folds.get(name, -1) for name in index.recordings], dtype=np.int64)

@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 
 from talstack.heads.components import ComponentsJob, make_components, plan_components, read_components
 from talstack.heads.config import HeadsConfig
-from talstack.heads.crossfit import FoldPlan, cross_fit
+from talstack.heads.crossfit import CrossFit, FoldFit, FoldPlan, fit_fold, together
 from talstack.heads.features import GroupFeatures, read_group
 from talstack.heads.model import FORMAT_VERSION, card_path, read_card, write_card
 from talstack.heads.targets import task_targets
@@ -141,21 +141,46 @@ def run_heads(
 
 
 def fit_tasks(tasks: Sequence[HeadTask], *, jobs: int) -> Iterator[HeadResult]:
-    """Fit heads, of one setting or of several, in as many processes; yield each result as soon as it is there."""
+    """Fit heads, of one setting or of several, in as many processes; yield each result as soon as it is there.
+
+    The models of a head are work for as many processes, so that one head alone keeps them all busy too.
+    """
     _make_components(tasks, jobs)
+    plans = [FoldPlan.of(task.features.manifest, task.features.seen, task.config) for task in tasks]
     parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=2 * jobs)
-    yield from parallel(joblib.delayed(fit_job)(task.job, task.features, task.config) for task in tasks)
+    fitted = parallel(
+        joblib.delayed(_numbered)(number, task.job, task.features, task.config, fold)
+        for number, (task, plan) in enumerate(zip(tasks, plans, strict=True))
+        for fold in plan.models
+    )
+    gathered: dict[int, list[tuple[FoldFit, float]]] = {}
+    for number, part, seconds in fitted:
+        parts = gathered.setdefault(number, [])
+        parts.append((part, seconds))
+        if len(parts) == len(plans[number].models):
+            del gathered[number]
+            found = together(tasks[number].job.key, [part for part, _ in parts], plans[number])
+            yield _save(tasks[number].job, found, sum(seconds for _, seconds in parts))
 
 
-def fit_job(job: HeadJob, features: FeatureSet, config: HeadsConfig) -> HeadResult:
-    """Cross-fit one head and write its files; the card comes last."""
-    started, key = time.perf_counter(), job.key
+def _numbered(
+    number: int, job: HeadJob, features: FeatureSet, config: HeadsConfig, fold: int
+) -> tuple[int, FoldFit, float]:
+    started = time.perf_counter()
+    return number, fit_model(job, features, config, fold), time.perf_counter() - started
+
+
+def fit_model(job: HeadJob, features: FeatureSet, config: HeadsConfig, fold: int) -> FoldFit:
+    """Fit the model of a head that has not seen a fold, -1 for that of all; only the latter is kept whole."""
     with threadpool_limits(limits=1):
-        source = _Source(job, features)
-        group = source(-1)
-        targets = task_targets(key.task, features.manifest, group, features.segment_s)
+        group = _read(job, features, fold)
+        targets = task_targets(job.key.task, features.manifest, group, features.segment_s)
         plan = FoldPlan.of(features.manifest, features.seen, config)
-        fitted = cross_fit(key, group, targets, plan=plan, config=config, group_without=source)
+        return fit_fold(job.key, group, targets, fold=fold, plan=plan, config=config)
+
+
+def _save(job: HeadJob, fitted: CrossFit, seconds: float) -> HeadResult:
+    """Write a head's files; the card comes last."""
     card: dict[str, Any] = {"format_version": FORMAT_VERSION, "files": {}}
     if fitted.head is not None:
         card = fitted.head.save(job.folder)
@@ -163,29 +188,19 @@ def fit_job(job: HeadJob, features: FeatureSet, config: HeadsConfig) -> HeadResu
         _write_table(table_file, fitted.table)
         card["files"][table_file.name] = sha256_file(table_file)
     card |= {"fingerprint": job.fingerprint, "num_unpredicted": fitted.num_unpredicted}
-    write_card(card_path(job.folder, key), card)
+    write_card(card_path(job.folder, job.key), card)
     _remove_older_layout(job)
-    outcome, seconds = "skipped" if fitted.head is None else "fitted", time.perf_counter() - started
-    return HeadResult(key, outcome, fitted.num_unpredicted, job.fingerprint, seconds)
+    outcome = "skipped" if fitted.head is None else "fitted"
+    return HeadResult(job.key, outcome, fitted.num_unpredicted, job.fingerprint, seconds)
 
 
-class _Source:
-    """What a head learns from: its group with the components fitted without a fold, or the stored features."""
-
-    def __init__(self, job: HeadJob, features: FeatureSet) -> None:
-        self._job, self._features = job, features
-        self._stored: GroupFeatures | None = None
-
-    def __call__(self, fold: int) -> GroupFeatures:
-        job = self._job
-        if job.components is not None and job.components.files[fold].is_file():
-            return self._usable(read_components(job.components.files[fold]))
-        if self._stored is None:
-            self._stored = self._usable(read_group(self._features, job.key.view, job.key.modality))
-        return self._stored
-
-    def _usable(self, group: GroupFeatures) -> GroupFeatures:
-        return group if self._job.key.task == "scene" or group.aligned.all() else group.subset(group.aligned)
+def _read(job: HeadJob, features: FeatureSet, fold: int) -> GroupFeatures:
+    """Return what the model without a fold learns from: components that were fitted without it, or stored features."""
+    if job.components is not None and job.components.files[fold].is_file():
+        group = read_components(job.components.files[fold])
+    else:
+        group = read_group(features, job.key.view, job.key.modality)
+    return group if job.key.task == "scene" or group.aligned.all() else group.subset(group.aligned)
 
 
 def _make_components(tasks: Sequence[HeadTask], jobs: int) -> None:

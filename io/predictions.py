@@ -72,6 +72,11 @@ class SegmentIndex:
         """All segments of all recordings."""
         return sum(self.num_segments)
 
+    @property
+    def row_recordings(self) -> np.ndarray:
+        """Which recording every row is of, (N,) int64."""
+        return np.repeat(np.arange(len(self.recordings)), self.num_segments)
+
     def slices(self) -> Iterator[tuple[str, slice]]:
         """Yield every recording and its rows."""
         start = 0

@@ -106,18 +106,19 @@ def write_store(folder: Path, manifest: Manifest, extraction: Extraction, noise:
 def fits(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """Return lists that grow: heads that are fitted, and splits that ensembles are fitted for."""
     counted: dict[str, list[str]] = {"heads": [], "ensembles": []}
-    fit_job, run_ensemble = heads_run.fit_job, ensemble_run.run_ensemble
+    fit_model, run_ensemble = heads_run.fit_model, ensemble_run.run_ensemble
 
-    def count_head(job, *rest):
-        counted["heads"].append(str(job.key))
-        return fit_job(job, *rest)
+    def count_head(job, features, config, fold):
+        if fold == -1:  # a head's last
+            counted["heads"].append(str(job.key))
+        return fit_model(job, features, config, fold)
 
     def count_ensemble(*arguments, **options):
         result = run_ensemble(*arguments, **options)
         counted["ensembles"] += [] if result.cached else [options["split"]]
         return result
 
-    monkeypatch.setattr(heads_run, "fit_job", count_head)
+    monkeypatch.setattr(heads_run, "fit_model", count_head)
     monkeypatch.setattr(ensemble_run, "run_ensemble", count_ensemble)
     return counted
 
@@ -183,7 +184,7 @@ def test_one_changed_setting_fits_what_depends_on_it_alone(world: Path, fits: di
 def test_an_interrupted_ablation_goes_on(
     world: Path, fits: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counting = heads_run.fit_job
+    counting = heads_run.fit_model
 
     def stop_at_fifth(*arguments):
         if len(fits["heads"]) == 4:
@@ -191,7 +192,7 @@ def test_an_interrupted_ablation_goes_on(
         return counting(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(heads_run, "fit_job", stop_at_fifth)
+        patch.setattr(heads_run, "fit_model", stop_at_fifth)
         ablate(world, FOUR, code=1)
     cut_off = list(fits["heads"])
     ablate(world, FOUR)
