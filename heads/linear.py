@@ -10,14 +10,13 @@ import numpy as np
 from talstack.heads.arrays import read_arrays, write_arrays
 from talstack.heads.calibration import HeldOut, choose_temperature, log_loss, temper
 from talstack.heads.config import HeadsConfig
-from talstack.heads.solver import PROBS, TOLERANCE, Axes, Link, Rows, Weights, logistic_path
+from talstack.heads.solver import PROBS, TOLERANCE, Axes, Link, Rows, Weights, logistic_path, mean_products
 from talstack.heads.targets import ClassColumns
 
 CLASS_WEIGHT_POWER = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}
 _AXIS_FLOOR = 1e-3  # axes with less energy than this share of the smallest penalty move a logit by about as little
-_MOST_AXES = (
-    1024  # leading ones; bounds time and memory, beyond them lies next to nothing (docs/decisions/0016-heads.md)
-)
+_MOST_AXES = 1024  # leading ones; bounds time and memory, beyond them lies next to nothing (docs/decisions, 16)
+_CHOICE_ROWS, _CHOICE_AXES = 32768, 512  # that choices are made on: rows next to each other say nearly the same
 _BLOCK_ROWS = 8192
 
 
@@ -63,24 +62,15 @@ class LinearHead:
         columns = ClassColumns.of(targets)
         if context is None or not context.any():
             context = np.zeros(rows.shape[1], dtype=bool)
-        gains = config.linear_context_gain if context.any() and folds.any() else config.linear_context_gain[:1]
-        learned = targets[:, columns.learned]
-
-        def problem_of(gain: float) -> _Problem:
-            scale = np.where(context, np.float32(gain), np.float32(1))
-            return _Problem.of(rows, learned, folds, scale=scale, link=link, config=config)
-
-        l2s, choices, problem = sorted(config.linear_l2, reverse=True), {}, None
-        for gain in gains:
-            problem = None  # at full size two of them would be one too many for memory
-            problem = problem_of(gain)
-            choices[gain] = problem.choose_l2(l2s)
-        gain, choice = min(choices.items(), key=lambda item: item[1].loss)
-        problem = problem if problem is not None and gain == gains[-1] else problem_of(gain)
-        (found,) = problem.solve(range(len(problem.folds)), [choice.l2], start=choice.start)
+        learned, step = targets[:, columns.learned], -(-len(rows) // _CHOICE_ROWS)
+        choice = _choose(rows[::step], learned[::step], folds[::step], context=context, link=link, config=config)
+        axes = choice.axes.leading(_MOST_AXES, floor=_AXIS_FLOOR * choice.l2)
+        problem = _Problem.of(rows, learned, folds, axes, link=link, config=config)
+        start = _widened(choice.start, axes) if len(choice.start.bias) == learned.shape[1] else None
+        (found,) = problem.solve(range(len(problem.folds)), [choice.l2], start=start)
         bias = temper(found.bias - problem.shift, problem.anchor, choice.temperature)
-        weights = problem.vectors @ (found.weights / np.float32(choice.temperature))
-        return cls(link, columns, Weights(weights, bias), choice.l2, gain, choice.temperature)
+        weights = axes.vectors @ (found.weights / np.float32(choice.temperature))
+        return cls(link, columns, Weights(weights, bias), choice.l2, choice.gain, choice.temperature)
 
     def predict_proba(self, rows: np.ndarray) -> np.ndarray:
         """Return (N, C) float32 probabilities."""
@@ -116,14 +106,47 @@ class LinearHead:
         return cls(link, columns, solution, *(float(summary[name]) for name in ("l2", "context_gain", "temperature")))
 
 
+def _choose(
+    rows: np.ndarray, targets: np.ndarray, folds: np.ndarray, *, context: np.ndarray, link: Link, config: HeadsConfig
+) -> "_Choice":
+    """Return what suits these rows, all or some that are evenly spread; classes that do not vary say nothing."""
+    num_positives = targets.sum(axis=0)
+    varied = (num_positives > 0) & (num_positives < len(rows))
+    targets = targets[:, varied] if not varied.all() else targets
+    gains = config.linear_context_gain if context.any() and folds.any() else config.linear_context_gain[:1]
+    gram = mean_products(rows)
+    best: _Choice | None = None
+    for gain in gains:
+        scale = np.where(context, np.float32(gain), np.float32(1))
+        axes = Axes.of(rows, floor=_AXIS_FLOOR * min(config.linear_l2), scale=scale, gram=gram)
+        axes = replace(axes, vectors=axes.vectors * scale[:, None])
+        problem = _Problem.of(rows, targets, folds, axes.leading(_CHOICE_AXES), link=link, config=config)
+        l2s = sorted(config.linear_l2, reverse=True)
+        found = problem.choose_l2(l2s, near=None if best is None else best.l2)
+        choice = replace(found, gain=gain, axes=axes)
+        if best is None or choice.loss < best.loss:
+            best = choice
+    assert best is not None
+    return best
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Choice:
-    """What the inner folds were used for: the penalty, a guess at its solution, its loss, and the temperature."""
+    """What the inner folds were used for: penalty, size of context and temperature.
 
+    Attributes:
+        axes: of the rows that it was made on, leading ones of which were looked at.
+        l2, gain, temperature: what was chosen.
+        loss: on held-out inner folds.
+        start: a guess at the solution.
+    """
+
+    axes: Axes
     l2: float
-    start: Weights | None
     loss: float
-    temperature: float
+    start: Weights
+    temperature: float = 1.0
+    gain: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,14 +155,14 @@ class _Problem:
 
     Attributes:
         rows: the N rows, their targets and weights.
-        vectors: (D, K), the axes, each column of the rows scaled by its size.
+        axes: those, scaled as the columns of the rows are.
         folds: the rows of each inner fold.
         shift: (C,) what weighting adds to the logits, to be taken off again, so that probabilities stay honest.
         anchor: (C,) logits of the classes' rates.
     """
 
     rows: Rows
-    vectors: np.ndarray
+    axes: Axes
     folds: tuple[slice, ...]
     link: Link
     shift: np.ndarray
@@ -151,25 +174,23 @@ class _Problem:
         rows: np.ndarray,
         targets: np.ndarray,
         folds: np.ndarray,
+        axes: Axes,
         *,
-        scale: np.ndarray,
         link: Link,
         config: HeadsConfig,
     ) -> "_Problem":
-        axes = Axes.of(rows, floor=_AXIS_FLOOR * min(config.linear_l2), scale=scale)
-        vectors = axes.vectors[:, :_MOST_AXES] * scale[:, None]
         order = np.argsort(folds, kind="stable")
-        along = np.empty((len(rows), vectors.shape[1]), dtype=np.float32)
+        along = np.empty((len(rows), axes.vectors.shape[1]), dtype=np.float32)
         for start in range(0, len(rows), _BLOCK_ROWS):
             part = slice(start, start + _BLOCK_ROWS)
-            np.matmul(rows[order[part]], vectors, out=along[part])
+            np.matmul(rows[order[part]], axes.vectors, out=along[part])
         edges = np.flatnonzero(np.diff(folds[order], prepend=-1, append=-1))
         parts = tuple(slice(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True))
         targets = np.ascontiguousarray(targets[order])
         weights, shift = _class_weights(targets, link, CLASS_WEIGHT_POWER[config.class_weight])
         rate = targets.mean(axis=0, dtype=np.float64)
         anchor = np.log(rate) - (np.log1p(-rate) if link == "sigmoid" else 0.0)
-        return cls(Rows.all_of(along, targets, weights), vectors, parts, link, shift, anchor.astype(np.float32))
+        return cls(Rows.all_of(along, targets, weights), axes, parts, link, shift, anchor.astype(np.float32))
 
     def solve(
         self,
@@ -197,33 +218,43 @@ class _Problem:
         """Return which classes vary on the rows, (C,) bool."""
         return (part.num_positives > 0) & (part.num_positives < part.num_rows)
 
-    def choose_l2(self, l2s: Sequence[float]) -> _Choice:
+    def choose_l2(self, l2s: Sequence[float], *, near: float | None = None) -> _Choice:
         """Return the penalty with the least log-loss on held-out inner folds; the middle one where there is no choice.
 
         Penalties are tried from the largest down, and no further once the loss rises: the small ones cost most.
 
         Args:
             l2s: descending.
+            near: the one to begin with; from there it goes up only where the way down does not pay at once.
         """
-        numbers = range(len(self.folds))
-        if len(numbers) < 2:
-            return _Choice(l2s[len(l2s) // 2], None, 0.0, 1.0)
-        best, least = _Choice(l2s[0], None, np.inf, 1.0), np.inf
-        held_out: list[HeldOut] = []
-        starts: list[Weights | None] = [None for _ in numbers]
-        for l2 in l2s:
-            # the curve needs no full convergence: at three times the tolerance the same penalty wins
-            found = [
-                self.solve([n for n in numbers if n != fold], [l2], start=starts[fold], tolerance=3 * TOLERANCE)[0]
-                for fold in numbers
-            ]
-            parts = [self._held_out(fold, weights) for fold, weights in enumerate(found)]
-            loss = sum(log_loss(part.logits, part.targets, self.link) for part in parts)
-            if loss >= least:
+        if len(self.folds) < 2:
+            nothing = Weights(np.zeros((self.rows.rows.shape[1], len(self.anchor)), np.float32), self.anchor)
+            return _Choice(self.axes, l2s[len(l2s) // 2], 0.0, nothing)
+        first = 0 if near is None else l2s.index(near)
+        best = self._try(l2s[first], [None for _ in self.folds])
+        for way in (l2s[first + 1 :], l2s[:first][::-1]):
+            before = best
+            for l2 in way:
+                tried = self._try(l2, best.starts)
+                if tried.loss >= best.loss:
+                    break
+                best = tried
+            if best is not before:
                 break
-            mean = Weights(*(np.mean([getattr(w, name) for w in found], axis=0) for name in ("weights", "bias")))
-            best, least, held_out, starts = _Choice(l2, mean, loss, 1.0), loss, parts, list(found)
-        return replace(best, temperature=choose_temperature(held_out, self.link))
+        mean = Weights(*(np.mean([getattr(w, name) for w in best.starts], axis=0) for name in ("weights", "bias")))
+        temperature = choose_temperature(best.held_out, self.link)
+        return _Choice(self.axes, best.l2, best.loss, mean, temperature)
+
+    def _try(self, l2: float, starts: Sequence[Weights | None]) -> "_Trial":
+        """Return how well a penalty does on each inner fold, sought from a solution for each."""
+        # the curve needs no full convergence: at three times the tolerance the same penalty wins
+        found = [
+            self.solve([n for n in range(len(self.folds)) if n != fold], [l2], start=start, tolerance=3 * TOLERANCE)[0]
+            for fold, start in enumerate(starts)
+        ]
+        held_out = [self._held_out(fold, weights) for fold, weights in enumerate(found)]
+        loss = sum(log_loss(part.logits, part.targets, self.link) for part in held_out)
+        return _Trial(l2, loss, found, held_out)
 
     def _held_out(self, fold: int, weights: Weights) -> HeldOut:
         """Return what a solution says of the fold that it was not fitted on; classes it could not learn left out."""
@@ -232,6 +263,24 @@ class _Problem:
         learned = self.learned_on(others)
         logits = (weights.logits(self.rows.rows[part]) - self.shift)[:, learned]
         return HeldOut(logits, self.rows.targets[part][:, learned], self.anchor[learned])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Trial:
+    """A penalty: its loss on held-out inner folds, each fold's solution, and what that says of the fold."""
+
+    l2: float
+    loss: float
+    starts: Sequence[Weights | None]
+    held_out: list[HeldOut]
+
+
+def _widened(start: Weights, axes: Axes) -> Weights:
+    """Return the solution along as many axes as there are: others count nothing yet, or are left out."""
+    weights = np.zeros((axes.vectors.shape[1], start.weights.shape[1]), np.float32)
+    known = start.weights[: len(weights)]
+    weights[: len(known)] = known
+    return Weights(weights, start.bias)
 
 
 def _class_weights(targets: np.ndarray, link: Link, power: float) -> tuple[np.ndarray | None, np.ndarray]:

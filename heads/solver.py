@@ -38,18 +38,24 @@ class Axes:
     energies: np.ndarray
 
     @classmethod
-    def of(cls, rows: np.ndarray, *, floor: float, scale: np.ndarray | None = None) -> "Axes":
+    def of(
+        cls, rows: np.ndarray, *, floor: float, scale: np.ndarray | None = None, gram: np.ndarray | None = None
+    ) -> "Axes":
         """Return the axes of the (N, D) float32 rows whose energy exceeds `floor`; at least one.
 
         Args:
             scale: (D,) float32, what the columns are multiplied by before.
+            gram: `mean_products(rows)`, where it is known.
         """
         few = len(rows) < rows.shape[1]  # then the rows' own products are the smaller matrix with the same energies
         if few and scale is not None:
             rows = rows * scale
-        gram = (rows @ rows.T if few else rows.T @ rows) / np.float32(len(rows))
-        if scale is not None and not few:
-            gram *= np.outer(scale, scale)
+        if few:
+            gram = rows @ rows.T / np.float32(len(rows))
+        else:
+            gram = mean_products(rows) if gram is None else gram.copy()
+            if scale is not None:
+                gram *= np.outer(scale, scale)
         # float32 and divide and conquer, for speed: most of the time goes here where rows are few, and axes need not be
         # exact to precondition (docs/decisions, 16)
         energies, vectors = eigh(gram, driver="evd", overwrite_a=True, check_finite=False)
@@ -59,6 +65,16 @@ class Axes:
         if few:
             vectors = rows.T @ vectors / np.sqrt(energies * len(rows)).astype(np.float32)
         return cls(np.ascontiguousarray(vectors), energies)
+
+    def leading(self, most: int, *, floor: float = 0.0) -> "Axes":
+        """Return the axes of most energy, so many at most, of those with an energy above `floor`; at least one."""
+        count = min(most, max(1, int((self.energies > floor).sum())))
+        return Axes(np.ascontiguousarray(self.vectors[:, :count]), self.energies[:count])
+
+
+def mean_products(rows: np.ndarray) -> np.ndarray:
+    """Return the mean product of every two columns of (N, D) rows, (D, D)."""
+    return rows.T @ rows / np.float32(len(rows))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from talstack.heads import linear
 from talstack.heads.config import HeadsConfig
 from talstack.heads.gbm import GbmHead
 from talstack.heads.linear import LinearHead, _Problem
@@ -155,6 +156,40 @@ def test_a_penalty_path_stops_where_the_loss_rises(quick: HeadsConfig, monkeypat
     config = replace(quick, linear_l2=(1.0, 0.1, 0.01, 1e-3, 1e-4))
     head = LinearHead.fit(rows, rng.random((600, 1)) > 0.5, folds=FOLDS, link="sigmoid", config=config)
     assert head.l2 == 1.0 and [l2s[0] for l2s in tried] == [1.0] * 3 + [0.1] * 3 + [1.0]
+
+
+def test_choices_on_some_of_the_rows_lose_no_class_and_next_to_nothing(
+    quick: HeadsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    steady = np.repeat(rng.normal(size=(300, 60)), 4, axis=0).astype(np.float32)  # neighbours say nearly the same
+    rows = steady + 0.1 * rng.normal(size=steady.shape).astype(np.float32)
+    targets = rows[:, :3] + np.repeat(rng.normal(size=(300, 3)), 4, axis=0) > [0.5, 1.0, 9.0]
+    targets[[1, 5, 9], 2] = True  # none of the rows that are looked at has the third class
+    folds, config = np.arange(1200) // 400, replace(quick, linear_l2=(0.1, 0.03, 0.01))
+    whole = LinearHead.fit(rows, targets, folds=folds, link="sigmoid", config=config)
+    monkeypatch.setattr(linear, "_CHOICE_ROWS", 300)
+    monkeypatch.setattr(linear, "_CHOICE_AXES", 50)
+    some = LinearHead.fit(rows, targets, folds=folds, link="sigmoid", config=config)
+    assert some.l2 == whole.l2 and some.columns.learned.all()
+    assert np.abs(some.solution.weights[:, 2]).max() > 0
+    np.testing.assert_allclose(some.predict_proba(rows), whole.predict_proba(rows), atol=0.06)
+
+
+def test_the_next_size_of_context_is_tried_near_the_penalty_that_was_best(
+    quick: HeadsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried, attempt = [], _Problem._try
+    monkeypatch.setattr(_Problem, "_try", lambda self, l2, starts: tried.append(l2) or attempt(self, l2, starts))
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(600, 40)).astype(np.float32)
+    targets = (rows[:, :1] + rng.normal(size=(600, 1))) > 0
+    config = replace(quick, linear_context_gain=(1.0, 0.9), linear_l2=(3.0, 1.0, 0.3, 0.1, 0.03, 0.01))
+    head = LinearHead.fit(rows, targets, folds=FOLDS, link="sigmoid", config=config, context=np.arange(40) >= 20)
+    downwards = [l2 for l2 in config.linear_l2 if l2 >= head.l2]
+    assert tried[: len(downwards)] == downwards
+    second = tried[len(downwards) + 1 :]  # after the one penalty that was too small
+    assert second[0] == head.l2 and len(second) <= 3, tried
 
 
 def test_context_is_made_small_where_it_only_distracts(quick: HeadsConfig) -> None:
