@@ -17,6 +17,7 @@ from talstack.cli import (
     import_,
     init,
     predict,
+    prune,
     submit,
     sync,
     tune,
@@ -44,7 +45,7 @@ def main() -> None:
     The usual order: import (or demo-data), sync, finetune, extract, heads, tune, submit, evaluate. Every step skips
     what is already there. Then: predict applies the run to other recordings, ablate compares settings of heads and
     ensembles, diagnose says why a score is what it is, compare whether another is better, validate what the
-    competition would refuse; cache looks after the features.
+    competition would refuse; cache looks after the features, prune after the heads of the past.
     Exit codes: 0 done, 1 incomplete (what is missing is listed), 2 wrong usage or input.
     """
 
@@ -66,5 +67,6 @@ for _module in (
     diagnose,
     compare,
     validate,
+    prune,
 ):
     main.add_command(_module.command)

@@ -289,12 +289,17 @@ def describe_run(used: Sequence[HeadJob], folder: Path, *, features: FeatureSet,
                 "modality": job.key.modality,
                 "head": job.key.head,
                 "card": os.path.relpath(card_path(job.folder, job.key), folder),
+                "components": [os.path.relpath(path, folder) for path in _component_files(job)],
                 "fingerprint": job.fingerprint,
             }
             for job in used
         ],
     }
     return {**content, "fingerprint": sha256_text(canonical_json(content))}
+
+
+def _component_files(job: HeadJob) -> list[Path]:
+    return [] if job.components is None else list(job.components.files.values())
 
 
 def _same(sidecar: Path, content: Mapping[str, Any], oof_sha256: str) -> bool:

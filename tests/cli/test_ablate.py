@@ -357,3 +357,37 @@ def test_settings_of_the_base_hold_for_every_variant(tmp_path: Path) -> None:
     assert (base.heads.seed, base.heads.inner_folds) == (4, 4)
     assert (changed.heads.seed, changed.heads.inner_folds) == (7, 4)
     assert changed.changes == {"heads.seed": 7}
+
+
+def prune(folder: Path, *options: str, code: int = 0) -> dict:
+    result = CliRunner().invoke(main, ["prune", str(folder / "run"), "--older-than", "0", "--json", *options])
+    assert result.exit_code == code, result.output
+    return json.loads(result.stdout) if not code else {"error": result.stderr}
+
+
+def test_prune_removes_what_neither_the_run_nor_an_ablation_uses(world: Path, fits: dict[str, list[str]]) -> None:
+    run = world / "run"
+    assert "nothing says what is in use" in prune(world, code=2)["error"]
+    for penalty in (0.1, 0.2):
+        (world / "heads.toml").write_text(f"[heads]\nlearners = ['linear']\nlinear_l2 = [{penalty}]\n")
+        arguments = ["heads", str(world / "data"), "--store", str(world / "store"), "--run", str(run), "--jobs", "1"]
+        result = CliRunner().invoke(main, [*arguments, "--config", str(world / "heads.toml")])
+        assert result.exit_code == 0, result.output
+    current = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    ablate(world, '[grid]\n"heads.learners" = [["linear"]]\n')
+    ablated = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} - current
+    found = prune(world)
+    assert found["dry_run"] and found["by_reason"]["heads of other settings"]["count"] == 8
+    assert set(found["by_reason"]) == {"heads of other settings"} and found["leftovers"][0]["size_bytes"] > 100
+    assert {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} == current | ablated
+    young = CliRunner().invoke(main, ["prune", str(run), "--delete"])
+    assert young.stdout.endswith("removed 0 leftovers, 0 B\n") and "kept: 8" in young.stderr
+    assert prune(world, "--delete")["leftovers"] == found["leftovers"] and prune(world)["leftovers"] == []
+    fits["heads"].clear()
+    ablate(world, '[grid]\n"heads.learners" = [["linear"]]\n')
+    assert not fits["heads"], "what an ablation uses is kept"
+    prune(world, "--ablations", "--delete")
+    left = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert not any(path.startswith("ablation/") and path.endswith("heads.json") for path in left), left
+    result = CliRunner().invoke(main, [*arguments, "--config", str(world / "heads.toml")])
+    assert "nothing to do" in result.output, "the run's own heads are all there"
