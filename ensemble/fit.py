@@ -21,6 +21,7 @@ from talstack.io.intervals import aligned_tiou
 EDGE_L2 = 10.0
 SCORE_L2 = 10.0
 ROUNDS = 2  # of refinement: the second starts nearer to the end (34.5 to 37.1 mAP at tIoU 0.95 on mhad, out of fold)
+MAX_ROWS = 20_000  # proposals that ends and scores are learned from: enough for three dozen weights
 CLOSE = 0.5  # a proposal tells where an instance's ends are from this tIoU on
 Truth = dict[tuple[str, int], np.ndarray]
 
@@ -42,24 +43,23 @@ def fit(decoder: Decoder, found: Found, truth: Truth, settings: DecodeSettings, 
         found: `Decoder.propose` with the same settings.
         tiou: thresholds of the target metric; a proposal's quality is the share of them that it reaches.
     """
-    learner = _Learner(decoder, found, truth, settings, tiou)
-    return learner.learn(np.ones(len(found.proposals.label), dtype=bool)).fitted
+    found = found.rows(thinned(np.arange(len(found.proposals.label))))
+    every = np.ones(len(found.proposals.label), dtype=bool)
+    return _Learner(decoder, found, truth, settings, tiou).learn(every, shown=~every).fitted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Learned:
-    """What was learned on some of the proposals, and what it makes of all of them.
+    """What was learned on some of the proposals, and what it makes of others.
 
     Attributes:
         fitted: the models.
-        refined: the proposals with their ends moved, as far as they are neither too short nor too long.
-        left: (n,) bool, which of the proposals these are.
-        features: of the fitted score, of the refined proposals; None where there is no such score.
+        refined: those that are shown with their ends moved, as far as they are neither too short nor too long.
+        features: of the fitted score, of these; None where there is no such score.
     """
 
     fitted: Fitted
     refined: Found
-    left: np.ndarray
     features: np.ndarray | None
 
 
@@ -74,34 +74,51 @@ class _Learner:
         self._best, self._nearest = self._instances.nearest(found.proposals)
         self._features = decoder.edge_features(found, found.proposals.intervals) if settings.refine else None
 
-    def learn(self, part: np.ndarray) -> _Learned:
-        """Return what is learned on the proposals where `part`, (n,) bool."""
-        edges, intervals = self._edges(part)
-        refined, left = self._decoder.limited(self._found, intervals, self._settings)
+    def learn(self, part: np.ndarray, *, shown: np.ndarray) -> _Learned:
+        """Return what is learned on the proposals where `part`, (n,) bool, at most `MAX_ROWS` of them.
+
+        Args:
+            shown: (n,) bool, which others it is to be applied to.
+        """
+        rows = np.sort(np.concatenate([thinned(np.flatnonzero(part & ~shown)), np.flatnonzero(shown)]))
+        found, own = self._found.rows(rows), part[rows]
+        edges, intervals = self._edges(found, rows, own)
+        refined, left = self._decoder.limited(found, intervals, self._settings)
+        own, on_show = own[left], shown[rows][left]
         if self._settings.score == "plain":
-            return _Learned(Fitted(edges), refined, left, None)
-        features, own = self._decoder.score_features(refined), part[left]
+            return _Learned(Fitted(edges), refined.rows(on_show), None)
+        features = self._decoder.score_features(refined)
         best, _ = self._instances.nearest(refined.proposals.rows(own))
         quality = (best[:, None] >= np.array(self._tiou)).mean(axis=1)
-        return _Learned(Fitted(edges, Scorer.fit(features[own], quality, l2=SCORE_L2)), refined, left, features)
+        scorer = Scorer.fit(features[own], quality, l2=SCORE_L2)
+        return _Learned(Fitted(edges, scorer), refined.rows(on_show), features[on_show])
 
-    def _edges(self, part: np.ndarray) -> tuple[tuple[EdgeModel, ...], np.ndarray]:
-        """Return the models of `ROUNDS` refinements, each on what the one before has moved, and all moved intervals."""
-        intervals, features = self._found.proposals.intervals, self._features
-        close = np.flatnonzero(part & (self._best >= CLOSE))
-        if features is None or not len(close):
+    def _edges(self, found: Found, rows: np.ndarray, own: np.ndarray) -> tuple[tuple[EdgeModel, ...], np.ndarray]:
+        """Return the models of `ROUNDS` refinements, each on what the one before has moved, and all moved intervals.
+
+        Args:
+            found: the proposals at `rows`; learned from where `own`, (n,) bool.
+        """
+        intervals = found.proposals.intervals
+        close = np.flatnonzero(own & (self._best[rows] >= CLOSE))
+        if self._features is None or not len(close):
             return (), intervals
-        segment_s, nearest = self._found.means.segment_s, self._nearest[close]
-        weights = _one_per_instance(self._found.proposals.rows(close), nearest)
+        segment_s, nearest, features = found.means.segment_s, self._nearest[rows[close]], self._features[rows]
+        weights = _one_per_instance(found.proposals.rows(close), nearest)
         models: list[EdgeModel] = []
         for round_ in range(ROUNDS):
-            features = self._decoder.edge_features(self._found, intervals) if round_ else features
+            features = self._decoder.edge_features(found, intervals) if round_ else features
             model = EdgeModel.fit(features[close], (nearest - intervals[close]) / segment_s, weights, l2=EDGE_L2)
             if model is None:
                 break
             models.append(model)
-            intervals = self._decoder.moved(self._found, intervals, features, model)
+            intervals = self._decoder.moved(found, intervals, features, model)
         return tuple(models), intervals
+
+
+def thinned(rows: np.ndarray) -> np.ndarray:
+    """Return at most `MAX_ROWS` of the rows, evenly spread over all recordings."""
+    return rows[:: max(1, -(-len(rows) // MAX_ROWS))]
 
 
 class _Instances:
@@ -174,11 +191,10 @@ def decode_held_out(
     group_of = np.array([groups[name] for name in found.recordings])
     own, parts = group_of[found.proposals.owner], []
     for group in np.unique(group_of):
-        learned = learner.learn(own != group)
-        held_out = own[learned.left] == group
-        shown, scorer = learned.refined.rows(held_out), learned.fitted.scorer
+        learned = learner.learn(own != group, shown=own == group)
+        shown, scorer = learned.refined, learned.fitted.scorer
         if learned.features is None or scorer is None:
             parts.append(decoder.detect(shown, settings))
         else:
-            parts.append(decoder.select(shown, scorer.scores(learned.features[held_out]), settings))
+            parts.append(decoder.select(shown, scorer.scores(learned.features), settings))
     return pl.concat(parts)

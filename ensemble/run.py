@@ -43,7 +43,7 @@ from talstack.io.files import atomic_path, canonical_json, read_json, sha256_tex
 from talstack.io.manifest import SPLITS, Manifest
 from talstack.io.targets import scene_targets, segment_index, segment_targets
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 ENSEMBLES = ("stack", "weighted", "mean", *COMBINERS)
 
 
@@ -291,9 +291,8 @@ def _problems(
     decoder: Decoder, systems: list[System], training: Training, instances: pl.DataFrame, off_limits: Collection[str]
 ) -> dict[str, Problem]:
     groups = dict(zip(training.evidence.index.recordings, training.groups.tolist(), strict=True))
-    return {
-        system.name: Problem.of(decoder, system.tuning, instances, groups, off_limits=off_limits) for system in systems
-    }
+    first = Problem.of(decoder, systems[0].tuning, instances, groups, off_limits=off_limits)
+    return {system.name: replace(first, curves=system.tuning) for system in systems}  # all of the same recordings
 
 
 def _tune_all(

@@ -11,7 +11,7 @@ recordings keep the first candidates. `nested_average_map` says what is left of 
 is made without the recordings that are scored.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from talstack.ensemble.decode import NOTHING, Decoder, DecodeSettings, Fitted
 from talstack.ensemble.fit import Truth, decode_held_out, fit, fit_calibration, truth_of
 from talstack.evaluate.bootstrap import compare_detections
 from talstack.evaluate.map import evaluate_detections
-from talstack.io.intervals import pairwise_tiou
+from talstack.io.intervals import aligned_tiou
 
 TARGET_TIOU = (0.5, 0.75, 0.95)
 MAX_PASSES = 3
@@ -36,7 +36,11 @@ SEARCHED = (
     "score", "refine", "proposals", "hmm", "smoothing_s", "smoothing_power", "gap_s", "margin", "contrast_weight",
     "nms_sigma",
 )  # fmt: skip
-NEEDS = {"margin": ("score", "plain"), "contrast_weight": ("score", "plain")}  # settings that the others ignore
+MATTERS: dict[str, Callable[[DecodeSettings], bool]] = {  # settings that do so only beside certain others
+    "margin": lambda settings: settings.score == "plain",
+    "contrast_weight": lambda settings: settings.score == "plain",
+    "smoothing_power": lambda settings: settings.smoothing_s > 0,
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -200,8 +204,8 @@ class _Search:
     def consider(self, candidate: DecodeSettings) -> None:
         """Take the candidate if it is better than what is there, beyond what luck may do."""
         idle = any(
-            getattr(candidate, name) != getattr(self.settings, name) and getattr(candidate, other) != value
-            for name, (other, value) in NEEDS.items()
+            getattr(candidate, name) != getattr(self.settings, name) and not matters(candidate)
+            for name, matters in MATTERS.items()
         )
         if idle or candidate in self.tried:
             return
@@ -227,20 +231,20 @@ def boundary_bias(detections: pl.DataFrame, instances: pl.DataFrame) -> tuple[fl
 
     An instance's detection is the highest-scored one of its recording and class with tIoU >= 0.5.
     """
-    errors = []
-    found = detections.partition_by("recording", "label", as_dict=True)
-    for key, true in instances.partition_by("recording", "label", as_dict=True).items():
-        if key not in found:
-            continue
-        ranked = found[key].sort("score", descending=True).select("start_s", "end_s").to_numpy()
-        intervals = true.select("start_s", "end_s").to_numpy()
-        close = pairwise_tiou(intervals, ranked) >= 0.5
-        hit = close.any(axis=1)
-        errors.append(ranked[close.argmax(axis=1)[hit]] - intervals[hit])
-    if not sum(len(rows) for rows in errors):
+    pairs = instances.with_row_index("instance").join(detections, on=["recording", "label"], suffix="_found")
+    true, found = (
+        pairs.select(f"start_s{suffix}", f"end_s{suffix}").to_numpy().astype(np.float64) for suffix in ("", "_found")
+    )
+    close = aligned_tiou(tuple(true.T), tuple(found.T)) >= 0.5
+    if not close.any():
         return 0.0, 0.0
-    start, end = np.median(np.concatenate(errors), axis=0)
-    return float(start), float(end)
+    errors = pl.DataFrame((found - true)[close], schema=["start", "end"])
+    best = (
+        errors.with_columns(pairs.filter(close).select("instance", "score"))
+        .sort("score", descending=True, maintain_order=True)
+        .unique("instance", keep="first")
+    )
+    return tuple(float(best[side].median()) for side in ("start", "end"))  # type: ignore[arg-type,return-value]
 
 
 def average_map(

@@ -19,6 +19,7 @@ from talstack.io.errors import InputError
 from talstack.io.predictions import ModelKey
 
 Metric = Literal["ap", "log_loss"]
+MAX_ROWS = 10_000  # evenly spread segments that models are selected on: all recordings are among them
 LEAST_VOTE = 1e-3  # an unsure model still decides where it is alone
 
 
@@ -137,7 +138,8 @@ def greedy_weights(
     """
     if rounds < 1:
         raise InputError(f"weighted ensemble: rounds must be at least 1, got {rounds}")
-    probs = filled_probs(evidence)
+    step = -(-len(targets) // MAX_ROWS)  # rows next to each other say nearly the same
+    probs, targets = filled_probs(evidence)[:, ::step], targets[::step]
     if bags < 1 or len(probs) < 4:  # halves of three models are single ones
         return _greedy(probs, targets, np.arange(len(probs)), rounds=rounds, metric=metric)
     rng = np.random.default_rng(seed)
@@ -169,16 +171,19 @@ def segment_ap(probs: np.ndarray, targets: np.ndarray) -> float:
     """Return the mean over classes of the average precision of ranking segments; 0 without any positive.
 
     Args:
-        probs: (N, C).
+        probs: (N, C), from 0 on.
         targets: (N, C) bool.
     """
     counts = targets.sum(axis=0)
     if not counts.any():
         return 0.0
-    order = np.argsort(-np.ascontiguousarray(probs.T), axis=1)  # rows lie together: faster than by column
-    hits = np.take_along_axis(targets.T, order, axis=1)
-    precision = np.cumsum(hits, axis=1, dtype=np.float32) / np.arange(1, len(probs) + 1, dtype=np.float32)
-    ap = (precision * hits).sum(axis=1, dtype=np.float64) / np.maximum(counts, 1)
+    # Floats from 0 on are in the order of their bits. The last bit says what a segment is instead, so that sorting the
+    # values sorts the answers along, several times faster than an order would be found; in a tie positives come last.
+    keys = np.ascontiguousarray(probs.T, dtype=np.float32).view(np.uint32) & ~np.uint32(1)
+    keys = np.sort(keys | ~targets.T, axis=1)[:, ::-1]
+    classes, ranks = np.nonzero((keys & np.uint32(1)) == 0)
+    found = np.arange(len(classes)) - (np.cumsum(counts) - counts)[classes] + 1
+    ap = np.bincount(classes, weights=found / (ranks + 1), minlength=len(counts)) / np.maximum(counts, 1)
     return float(ap[counts > 0].mean())
 
 

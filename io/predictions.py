@@ -171,12 +171,19 @@ def dense_probs(table: pl.DataFrame, key: ModelKey, *, index: SegmentIndex, clas
         & (pl.col("modality") == key.modality)
         & (pl.col("head") == key.head)
         & pl.col("valid")
-    ).join(index.table(), on=["recording", "segment"], how="inner")
-    columns = {name: i for i, name in enumerate(classes)}
-    rows = rows.filter(pl.col("class").is_in(list(classes)))
+    ).select(
+        pl.col("recording").cast(pl.Enum(index.recordings), strict=False).to_physical(),
+        "segment",
+        pl.col("class").cast(pl.Enum(list(classes)), strict=False).to_physical(),
+        "prob",
+    )
+    rows = rows.drop_nulls()
+    counts = np.array(index.num_segments, dtype=np.int64)
+    recording, segment, column = (rows[name].to_numpy().astype(np.int64) for name in ("recording", "segment", "class"))
+    inside = segment < counts[recording]
     dense = np.full((index.num_rows, len(classes)), np.nan, dtype=np.float32)
-    column = [columns[name] for name in rows["class"]]
-    dense[rows["row"].to_numpy(), column] = rows["prob"].to_numpy()
+    places = (np.cumsum(counts) - counts)[recording] + segment
+    dense[places[inside], column[inside]] = rows["prob"].to_numpy()[inside]
     return dense
 
 

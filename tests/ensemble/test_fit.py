@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from talstack.ensemble import fit as fit_module
 from talstack.ensemble.curves import Curves
 from talstack.ensemble.decode import Decoder, DecodeSettings, Fitted
 from talstack.ensemble.durations import ClassDurations
@@ -74,6 +75,16 @@ def test_group_is_decoded_with_what_the_others_taught(late) -> None:
     first = pl.col("recording").is_in(["r0", "r3", "r6"])
     assert honest.filter(first).equals(spoilt.filter(first))
     assert not honest.filter(~first).equals(spoilt.filter(~first))
+
+
+def test_some_of_the_proposals_teach_as_much_and_all_are_decoded(late, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = held_out(late, LEARNED)
+    monkeypatch.setattr(fit_module, "MAX_ROWS", 300)
+    some = held_out(late, LEARNED)
+    assert some.height == pytest.approx(whole.height, rel=0.2)
+    one, two = (evaluate_detections(table, late[2], tiou_thresholds=TIOU).average_map for table in (whole, some))
+    assert two == pytest.approx(one, abs=0.05) and not some.equals(whole)
+    assert len(fit_module.thinned(np.arange(301))) == 101 and len(fit_module.thinned(np.arange(150))) == 150
 
 
 def test_recordings_of_any_length_are_decoded_together_as_alone(late) -> None:

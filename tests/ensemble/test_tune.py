@@ -90,6 +90,8 @@ def test_candidates_that_change_nothing_are_not_tried() -> None:
     plain = tune(problem, config=replace(ONE, margin=(0.2, 0.3, 0.4)))
     fitted = tune(problem, config=replace(ONE, margin=(0.2, 0.3, 0.4), score=("fitted",)))
     assert plain.num_tried - fitted.num_tried == 2
+    powers = tune(problem, config=replace(ONE, smoothing_power=(0.0, 1.0)))
+    assert powers.num_tried == tune(problem, config=ONE).num_tried, "nothing is smoothed"
 
 
 def test_nested_score_comes_from_settings_that_have_not_seen_the_recordings() -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
+from talstack.ensemble import weighted
 from talstack.ensemble.weighted import combine, greedy_weights, mean_of, negative_log_loss, segment_ap, vote
 from talstack.io.errors import InputError
 
@@ -32,9 +33,9 @@ def test_weights_beat_the_mean_and_every_model_on_what_they_were_found_on(eviden
     probs, targets = mixed
     evidence = evidence_of(probs)
     weights = greedy_weights(evidence, targets, rounds=20)
-    weighted = segment_ap(combine(evidence, weights).action, targets)
-    assert weighted > segment_ap(combine(evidence).action, targets)
-    assert weighted > max(segment_ap(p, targets) for p in probs)
+    score = segment_ap(combine(evidence, weights).action, targets)
+    assert score > segment_ap(combine(evidence).action, targets)
+    assert score > max(segment_ap(p, targets) for p in probs)
 
 
 def test_missing_model_passes_its_weight_on() -> None:
@@ -55,6 +56,20 @@ def test_segment_ap_is_the_mean_average_precision(mixed) -> None:
     expected = np.mean([average_precision_score(targets[:, c], probs[0, :, c]) for c in (0, 2)])
     assert segment_ap(probs[0], targets) == pytest.approx(expected, abs=1e-5)
     assert segment_ap(probs[0], np.zeros_like(targets)) == 0.0
+
+
+def test_what_is_the_same_for_all_segments_earns_nothing() -> None:
+    targets = np.zeros((100, 2), dtype=bool)
+    targets[:5] = True  # in a tie they come last, wherever they stand
+    assert segment_ap(np.zeros((100, 2)), targets) == pytest.approx(np.mean([k / (95 + k) for k in range(1, 6)]))
+    assert segment_ap(np.zeros((100, 2)), targets) == segment_ap(np.full((100, 2), 0.3), targets[::-1])
+
+
+def test_selection_on_evenly_spread_segments_finds_the_same_models(evidence_of, mixed, monkeypatch) -> None:
+    probs, targets = mixed
+    whole = greedy_weights(evidence_of(probs), targets, rounds=20)
+    monkeypatch.setattr(weighted, "MAX_ROWS", len(targets) // 3)
+    np.testing.assert_allclose(greedy_weights(evidence_of(probs), targets, rounds=20), whole, atol=0.15)
 
 
 def test_log_loss_prefers_the_truth() -> None:
