@@ -84,7 +84,7 @@ def test_some_of_the_proposals_teach_as_much_and_all_are_decoded(late, monkeypat
     assert some.height == pytest.approx(whole.height, rel=0.2)
     one, two = (evaluate_detections(table, late[2], tiou_thresholds=TIOU).average_map for table in (whole, some))
     assert two == pytest.approx(one, abs=0.05) and not some.equals(whole)
-    assert len(fit_module.thinned(np.arange(301))) == 101 and len(fit_module.thinned(np.arange(150))) == 150
+    assert len(fit_module.thinned(np.arange(301))) == 151 and len(fit_module.thinned(np.arange(300))) == 300
 
 
 def test_recordings_of_any_length_are_decoded_together_as_alone(late) -> None:
