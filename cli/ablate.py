@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from talstack.cli.backend import backend_options, check_backend, opened
 from talstack.cli.evaluate import PRESETS
 from talstack.cli.jobs import jobs_option
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from talstack.cli.ablation import EnsembleJob, Exam, Planned
     from talstack.cli.ablation_grid import Grid
     from talstack.heads.run import HeadTask
+    from talstack.io.cluster import Backend, Cluster
     from talstack.io.extraction import FeatureSet
     from talstack.io.manifest import Manifest
 
@@ -38,12 +40,14 @@ SPLITS = ("train", "val", "test", "oof")
 @click.option("--level", default=0.95, show_default=True, type=click.FloatRange(0, 1, True, True), help="Confidence.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the draws.")
 @jobs_option("Processes")
+@backend_options
 @click.option("--allow-seen", is_flag=True, help="Score recordings that the backbone was fine-tuned on (optimistic).")
 @click.option("--dry-run", is_flag=True, help="Say what would be fitted and what is there already; fit nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def command(  # noqa: PLR0913 - one parameter per option
     grid_file: Path, run: Path, data: Path | None, store: Path | None, split: str | None, preset: str, draws: int,
-    level: float, seed: int, jobs: int, allow_seen: bool, dry_run: bool, as_json: bool,
+    level: float, seed: int, jobs: int, backend: "Backend", scheduler: str | None, allow_seen: bool, dry_run: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Fit and rank the variants that GRID.toml asks for: views, modalities, heads, context, ensembles.
 
@@ -55,12 +59,15 @@ def command(  # noqa: PLR0913 - one parameter per option
     from talstack.cli.ablation_scores import score_variants
     from talstack.cli.ablation_tables import print_table, to_frame, write_files
 
+    check_backend(backend, scheduler)
     work = _prepare(grid_file, run, data, store, split=split, allow_seen=allow_seen)
     counts = work.counts()
     if dry_run:
         _print_dry_run(work, counts, as_json=as_json)
         return
-    seconds = _fit(work, run, jobs)
+    with opened(backend, scheduler) as cluster:
+        _fit_heads(work, run, jobs, cluster)
+    seconds = _fit_ensembles(work, run, jobs)
     rows = score_variants(
         work.planned, work.ensembles, work.manifest, work.exam, preset=preset, num_draws=draws, level=level,
         seed=seed, seconds=seconds,
@@ -134,8 +141,8 @@ def _prepare(
     data = data or grid.data or data_of(run)
     store = store or grid.store or store_of(run)
     manifest = Manifest.load(data)
-    features = open_features(grid, manifest, store)
-    planned = plan_heads(grid, features, run)
+    features = open_features(grid, manifest, store.resolve())  # workers of a cluster have another working directory
+    planned = plan_heads(grid, features, run.resolve())
     exam = set_exam(planned, manifest, split=split, allow_seen=allow_seen)
     missing_heads = find_heads(planned)[1]
     ensembles = plan_ensembles(planned, run, exam)
@@ -175,12 +182,17 @@ def _warn(work: _Work) -> None:
         click.echo(f"missing: {key}: not extracted yet; run `talstack extract`", err=True)
 
 
-def _fit(work: _Work, run: Path, jobs: int) -> dict[str, float]:
-    """Fit what is missing; return the seconds of all heads that are known."""
-    from talstack.cli.ablation import fit_ensembles, fit_heads, read_seconds
+def _fit_heads(work: _Work, run: Path, jobs: int, cluster: "Cluster | None") -> None:
+    from talstack.cli.ablation import fit_heads
 
     with _bar("training heads", len(work.missing_heads)) as advance:
-        fit_heads(work.missing_heads, run, jobs=jobs, report=advance)
+        fit_heads(work.missing_heads, run, jobs=jobs, cluster=cluster, report=advance)
+
+
+def _fit_ensembles(work: _Work, run: Path, jobs: int) -> dict[str, float]:
+    """Fit what is missing, on this machine; return the seconds of all heads that are known."""
+    from talstack.cli.ablation import fit_ensembles, read_seconds
+
     with _bar("fitting ensembles", len(work.missing_ensembles)) as advance:
         fit_ensembles(work.missing_ensembles, work.manifest, work.exam, jobs=jobs, report=advance)
     if work.exam.split != "oof":

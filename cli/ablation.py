@@ -25,6 +25,7 @@ from talstack.ensemble.heads_run import HeadsRun
 from talstack.heads import run as heads_run
 from talstack.heads.crossfit import FoldPlan
 from talstack.heads.run import HeadJob, HeadResult, HeadTask
+from talstack.io.cluster import Cluster
 from talstack.io.config import to_dict
 from talstack.io.detections import write_parquet
 from talstack.io.errors import ConfigError, InputError, MissingInputError, TalstackError
@@ -142,12 +143,17 @@ def find_heads(planned: Iterable[Planned]) -> tuple[dict[str, HeadResult], list[
 
 
 def fit_heads(
-    tasks: Sequence[HeadTask], run: Path, *, jobs: int, report: Callable[[], None] = lambda: None
+    tasks: Sequence[HeadTask],
+    run: Path,
+    *,
+    jobs: int,
+    cluster: Cluster | None = None,
+    report: Callable[[], None] = lambda: None,
 ) -> dict[str, HeadResult]:
     """Fit the heads of all variants at once; return {fingerprint: result}. Each is kept as soon as it is done."""
     path = run / "ablation" / "seconds.json"
     seconds, results = read_seconds(run), {}
-    for result in heads_run.fit_tasks(tasks, jobs=jobs):
+    for result in heads_run.fit_tasks(tasks, jobs=jobs, cluster=cluster):
         results[result.fingerprint] = result
         seconds = {**seconds, result.fingerprint: round(result.seconds, 3)}
         write_json(path, seconds)

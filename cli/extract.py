@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from talstack.cli.backend import backend_options, check_backend
 from talstack.cli.extract_progress import print_table, running_bar, summary_line, to_json
 from talstack.cli.jobs import jobs_option
 
 if TYPE_CHECKING:
     from talstack.extract.plan import ExtractionPlan
-    from talstack.extract.remote import Backend
     from talstack.extract.status import StatusRow
+    from talstack.io.cluster import Backend
     from talstack.io.shard import ShardKey
 
 
@@ -26,14 +27,7 @@ if TYPE_CHECKING:
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file; see `talstack init`.")
 @click.option("--name", help="Name of this extraction for `talstack heads --extraction` [the data set's name].")
 @jobs_option("Processes", chosen="up to four per GPU, or one per core as far as memory goes")
-@click.option(
-    "--backend",
-    type=click.Choice(["loky", "dask", "ray"]),
-    default="loky",
-    show_default=True,
-    help="Where workers run: this machine, or a cluster of dask or ray.",
-)
-@click.option("--scheduler", metavar="ADDRESS", help="Address of dask's scheduler or of a ray cluster.")
+@backend_options
 @click.option("--shard", default="1/1", metavar="i/n", help="Only the i-th of n parts, for array jobs.")
 @click.option("--retry-failed", is_flag=True, help="Try recorded failures again.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
@@ -52,7 +46,8 @@ def command(  # noqa: PLR0913 - one parameter per option
     from talstack.extract.plan import plan_extraction
 
     started_s = time.monotonic()
-    _check_backend(backend, scheduler)
+    check_backend(backend, scheduler)
+    store = store.resolve()  # workers of a cluster have another working directory
     config = load_config(config_file)
     plan = plan_extraction(
         data, store, config=config.extract, sampling=config.sampling, backbone=backbone, views=views,
@@ -74,13 +69,6 @@ def command(  # noqa: PLR0913 - one parameter per option
         click.echo(f"failed: {row.recording} {row.view}/{row.modality}: {row.reason}", err=True)
     if failed:
         raise click.exceptions.Exit(1)
-
-
-def _check_backend(backend: "Backend", scheduler: str | None) -> None:
-    if backend == "dask" and scheduler is None:
-        raise click.UsageError("--backend dask needs --scheduler ADDRESS, such as tcp://HOST:8786")
-    if backend == "loky" and scheduler is not None:
-        raise click.UsageError("--scheduler is for --backend dask or ray; loky runs on this machine")
 
 
 def _parse_shard(text: str) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from talstack.cli.backend import backend_options, check_backend, opened
 from talstack.cli.jobs import jobs_option
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from talstack.heads.config import HeadsConfig
     from talstack.heads.run import HeadResult
+    from talstack.io.cluster import Backend, Cluster
     from talstack.io.extraction import FeatureSet
 
 
@@ -23,10 +25,12 @@ if TYPE_CHECKING:
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="Settings (see `talstack init`).")
 @click.option("--extraction", "name", help="Which extraction's features to take [the data set's name].")
 @jobs_option("Processes")
+@backend_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def command(  # noqa: PLR0913 - one parameter per option
-    data: Path, store: Path, run: Path, config_file: Path | None, name: str | None, jobs: int, as_json: bool
-) -> None:
+    data: Path, store: Path, run: Path, config_file: Path | None, name: str | None, jobs: int,
+    backend: "Backend", scheduler: str | None, as_json: bool,
+) -> None:  # fmt: skip
     """Train the heads of every (view, modality) of DATA and predict every recording out of fold.
 
     Writes RUN/oof.parquet (the probabilities of every head in every segment), RUN/heads.json and RUN/heads/. A head
@@ -42,9 +46,12 @@ def command(  # noqa: PLR0913 - one parameter per option
     from talstack.io.manifest import Manifest
     from talstack.io.runs import record_data
 
+    check_backend(backend, scheduler)
     config = load_config(config_file)
-    features = FeatureSet.open(Manifest.load(data), store, name)
-    results, written = _run(features, run, config.heads, jobs)
+    # workers of a cluster have another working directory
+    features = FeatureSet.open(Manifest.load(data), store.resolve(), name)
+    with opened(backend, scheduler) as cluster:
+        results, written = _run(features, run.resolve(), config.heads, jobs, cluster)
     config.save_resolved(run)
     record_data(run, data, store)
     quality = quality_table(pl.read_parquet(run / "oof.parquet"), features)
@@ -58,7 +65,9 @@ def command(  # noqa: PLR0913 - one parameter per option
         raise click.exceptions.Exit(1)
 
 
-def _run(features: "FeatureSet", run: Path, config: "HeadsConfig", jobs: int) -> tuple[list["HeadResult"], bool]:
+def _run(
+    features: "FeatureSet", run: Path, config: "HeadsConfig", jobs: int, cluster: "Cluster | None"
+) -> tuple[list["HeadResult"], bool]:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
@@ -67,7 +76,9 @@ def _run(features: "FeatureSet", run: Path, config: "HeadsConfig", jobs: int) ->
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("training heads", total=len(plan_jobs(features, run, config)))
-        return run_heads(features, run, config=config, jobs=jobs, report=lambda result: progress.advance(bar))
+        return run_heads(
+            features, run, config=config, jobs=jobs, cluster=cluster, report=lambda result: progress.advance(bar)
+        )
 
 
 def _line(run: Path, results: list["HeadResult"], *, written: bool) -> str:

@@ -29,6 +29,7 @@ from talstack.heads.crossfit import CrossFit, FoldFit, FoldPlan, fit_fold, toget
 from talstack.heads.features import GroupFeatures, read_group
 from talstack.heads.model import FORMAT_VERSION, card_path, read_card, write_card
 from talstack.heads.targets import task_targets
+from talstack.io.cluster import AHEAD, Cluster, ClusterBackend
 from talstack.io.config import to_dict
 from talstack.io.errors import InputError, ModelError, TalstackError
 from talstack.io.extraction import FeatureSet
@@ -116,12 +117,14 @@ def run_heads(
     *,
     config: HeadsConfig,
     jobs: int = 1,
+    cluster: Cluster | None = None,
     report: Callable[[HeadResult], None] = lambda result: None,
 ) -> tuple[list[HeadResult], bool]:
     """Fit what is not there yet, and write `oof.parquet` and `heads.json`.
 
     Args:
         jobs: processes; each uses one thread, so that the numbers do not depend on how many there are.
+        cluster: where they are; None for this machine.
         report: called after every head.
 
     Returns:
@@ -133,21 +136,21 @@ def run_heads(
     for result in results:
         report(result)
     todo = [HeadTask(job, features, config) for job in planned if found[job.key] is None]
-    for result in fit_tasks(todo, jobs=jobs):
+    for result in fit_tasks(todo, jobs=jobs, cluster=cluster):
         results.append(result)
         report(result)
     results.sort(key=lambda result: result.key)
     return results, _write_run(run, planned, results, features=features, config=config)
 
 
-def fit_tasks(tasks: Sequence[HeadTask], *, jobs: int) -> Iterator[HeadResult]:
+def fit_tasks(tasks: Sequence[HeadTask], *, jobs: int, cluster: Cluster | None = None) -> Iterator[HeadResult]:
     """Fit heads, of one setting or of several, in as many processes; yield each result as soon as it is there.
 
     The models of a head are work for as many processes, so that one head alone keeps them all busy too.
     """
-    _make_components(tasks, jobs)
+    _make_components(tasks, jobs, cluster)
     plans = [FoldPlan.of(task.features.manifest, task.features.seen, task.config) for task in tasks]
-    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=2 * jobs)
+    parallel = _parallel(jobs, cluster, return_as="generator_unordered")
     fitted = parallel(
         joblib.delayed(_numbered)(number, task.job, task.features, task.config, fold)
         for number, (task, plan) in enumerate(zip(tasks, plans, strict=True))
@@ -203,11 +206,17 @@ def _read(job: HeadJob, features: FeatureSet, fold: int) -> GroupFeatures:
     return group if job.key.task == "scene" or group.aligned.all() else group.subset(group.aligned)
 
 
-def _make_components(tasks: Sequence[HeadTask], jobs: int) -> None:
+def _parallel(jobs: int, cluster: Cluster | None, **options: Any) -> joblib.Parallel:
+    """Return what runs calls in processes of this machine, or of a cluster."""
+    backend = None if cluster is None else ClusterBackend(cluster)
+    jobs = jobs if cluster is None else cluster.jobs
+    return joblib.Parallel(n_jobs=jobs, backend=backend, batch_size=1, pre_dispatch=AHEAD * jobs, **options)
+
+
+def _make_components(tasks: Sequence[HeadTask], jobs: int, cluster: Cluster | None) -> None:
     """Make the components that heads to be fitted share, each once."""
     shared = {tuple(task.job.components.files.values()): task for task in tasks if task.job.components is not None}
-    parallel = joblib.Parallel(n_jobs=jobs, batch_size=1)
-    parallel(
+    _parallel(jobs, cluster)(
         joblib.delayed(make_components)(
             task.job.components, task.features, FoldPlan.of(task.features.manifest, task.features.seen, task.config)
         )

@@ -133,3 +133,28 @@ def read_number(picture: np.ndarray) -> int:
 def numbers_of() -> Callable[[np.ndarray], list[int]]:
     """Return the function that reads the numbers off (n, H, W, 3) pictures."""
     return lambda pixels: [read_number(picture) for picture in pixels]
+
+
+@pytest.fixture(scope="session")
+def dask_scheduler() -> Iterator[str]:
+    distributed = pytest.importorskip("distributed", reason="dask and distributed are not installed")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+    ) as made:
+        yield made.scheduler_address
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield ray.get_runtime_context().gcs_address
+        ray.shutdown()
+
+
+@pytest.fixture
+def cluster_address(request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """Return the address of a cluster of a kind, dask or ray, with two worker processes; skip where it is absent."""
+    return lambda backend: str(request.getfixturevalue({"dask": "dask_scheduler", "ray": "ray_cluster"}[backend]))

@@ -3,17 +3,18 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cloudpickle import register_pickle_by_value
 
-from talstack.extract.remote import Backend, open_pool
+from talstack.extract.remote import open_pool
 from talstack.extract.schedule import run_items
 from talstack.extract.status import StatusRow
 from talstack.extract.workers import Workers
+from talstack.io.cluster import Backend
 from talstack.io.errors import ConfigError, InputError, MissingInputError, WriteError
 from talstack.io.shard import EXTERNAL_VIEW, Shard, ShardKey
 from talstack.io.store import FeatureStore
@@ -49,30 +50,11 @@ def content(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("[!.]*.h5")}
 
 
-@pytest.fixture(scope="module")
-def dask_scheduler() -> Iterator[str]:
-    distributed = pytest.importorskip("distributed", reason="dask and distributed are not installed")
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
-    ) as made:
-        yield made.scheduler_address
-
-
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[str]:
-    ray = pytest.importorskip("ray", reason="ray is not installed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-        yield ray.get_runtime_context().gcs_address
-        ray.shutdown()
-
-
 @pytest.mark.parametrize("backend", ["dask", "ray"])
 def test_clusters_make_what_lanes_make_and_outlive_their_workers(
-    backend: Backend, request: pytest.FixtureRequest, tmp_path: Path
+    backend: Backend, cluster_address: Callable[[Backend], str], tmp_path: Path
 ) -> None:
-    address = request.getfixturevalue({"dask": "dask_scheduler", "ray": "ray_cluster"}[backend])
+    address = cluster_address(backend)
     run_items([Item(tmp_path / "lanes", f"r{n}") for n in range(8) if n != 3], jobs=2, run=do)
     root = tmp_path / backend
     items = [Item(root, f"r{n}", {3: "always", 5: "once"}.get(n, "never")) for n in range(8)]
@@ -87,8 +69,10 @@ def test_clusters_make_what_lanes_make_and_outlive_their_workers(
 
 
 @pytest.mark.parametrize("backend", ["dask", "ray"])
-def test_what_a_task_raises_ends_the_run(backend: Backend, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    address = request.getfixturevalue({"dask": "dask_scheduler", "ray": "ray_cluster"}[backend])
+def test_what_a_task_raises_ends_the_run(
+    backend: Backend, cluster_address: Callable[[Backend], str], tmp_path: Path
+) -> None:
+    address = cluster_address(backend)
     with (
         open_pool(backend, Workers(1), scheduler=address) as (pool, workers),
         pytest.raises(WriteError, match="the disk is full"),

@@ -15,6 +15,7 @@ from talstack.heads.features import read_group
 from talstack.heads.quality import quality_table
 from talstack.heads.run import run_heads
 from talstack.heads.targets import task_targets
+from talstack.io.cluster import Backend, open_cluster
 from talstack.io.errors import InputError
 from talstack.io.extraction import FeatureSet
 from talstack.io.manifest import Manifest
@@ -134,6 +135,24 @@ def test_numbers_do_not_depend_on_the_number_of_processes(
     for jobs in (1, 2):
         run_heads(make_features(), tmp_path / str(jobs), config=config, jobs=jobs)
     one, two = (pl.read_parquet(tmp_path / jobs / "oof.parquet") for jobs in ("1", "2"))
+    assert one.equals(two)
+
+
+@pytest.mark.parametrize("backend", ["dask", "ray"])
+def test_a_cluster_makes_what_this_machine_makes(
+    backend: Backend,
+    cluster_address: Callable[[Backend], str],
+    make_features: MakeFeatures,
+    quick: HeadsConfig,
+    tmp_path: Path,
+) -> None:
+    config = replace(quick, tasks=("action",), learners=("linear",))
+    run_heads(make_features(), tmp_path / "here", config=config)
+    with open_cluster(backend, cluster_address(backend)) as cluster:
+        assert cluster.jobs == 2
+        results, written = run_heads(make_features(), tmp_path / backend, config=config, cluster=cluster)
+    assert written and {result.outcome for result in results} == {"fitted"}
+    one, two = (pl.read_parquet(tmp_path / name / "oof.parquet") for name in ("here", backend))
     assert one.equals(two)
 
 
