@@ -10,6 +10,7 @@ import logging
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,32 @@ from talstack.io.errors import MissingInputError, ModelError
 OPERATIONS = ("Conv", "Add", "Relu", "Clip", "MaxPool", "Concat", "Slice", "Pad")  # the rest stays float32
 
 
-def quantize(model: TSMBackbone, batches: Iterable[np.ndarray], *, frame_size: int) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Int8Form:
+    """How numbers are written, in the words of ONNX Runtime's quantizer; benchmarks/int8_forms.py compares others.
+
+    Attributes:
+        layout: QDQ (operations between conversions) or QOperator (operations on integers).
+        weights, activations: QInt8 or QUInt8.
+        reduced: weights take 7 bits instead of 8.
+    """
+
+    layout: str = "QDQ"
+    weights: str = "QInt8"
+    activations: str = "QUInt8"
+    reduced: bool = True
+
+
+TAKEN = Int8Form()
+
+
+def quantize(model: TSMBackbone, batches: Iterable[np.ndarray], *, frame_size: int, form: Int8Form = TAKEN) -> bytes:
     """Return the serialised int8 graph of a model in evaluation mode.
 
     Args:
         model: on the CPU.
         batches: pixels of segments, as runtimes take them, that show what ranges values have; each is looked at once.
+        form: how numbers are written.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -45,8 +66,9 @@ def quantize(model: TSMBackbone, batches: Iterable[np.ndarray], *, frame_size: i
         whole, small = Path(folder, "float32.onnx"), Path(folder, "int8.onnx")
         whole.write_bytes(export_stacked(model, frame_size))
         quantize_static(
-            whole, small, Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=list(OPERATIONS),
-            per_channel=True, reduce_range=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            whole, small, Reader(), quant_format=QuantFormat[form.layout], op_types_to_quantize=list(OPERATIONS),
+            per_channel=True, reduce_range=form.reduced, activation_type=QuantType[form.activations],
+            weight_type=QuantType[form.weights],
         )  # fmt: skip
         return small.read_bytes()
 
