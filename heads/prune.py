@@ -88,11 +88,12 @@ def _in_use(records: Sequence[Path]) -> set[Path]:
     for path in records:
         record = read_json(path)
         models = record.get("models") if isinstance(record, dict) else None
-        if not isinstance(models, list) or not all(isinstance(m, dict) and "components" in m for m in models):
+        if not isinstance(models, list) or not all(isinstance(m, dict) and "card" in m for m in models):
             raise InputError(f"{path}: does not say which files its heads use; run `talstack heads` or `ablate` again")
         for model in models:
             used.add((path.parent / model["card"]).resolve().parent)
-            used |= {(path.parent / name).resolve() for name in model["components"]}
+            # a record of before names none: they can be made again at any time
+            used |= {(path.parent / name).resolve() for name in model.get("components", ())}
     return used
 
 

@@ -23,12 +23,11 @@ import polars as pl
 import scipy
 from threadpoolctl import threadpool_limits
 
-from talstack.heads.components import ComponentsJob, make_components, plan_components, read_components
+from talstack.heads.components import ComponentsJob, make_components, plan_components
 from talstack.heads.config import HeadsConfig
 from talstack.heads.crossfit import CrossFit, FoldFit, FoldPlan, fit_fold, together
-from talstack.heads.features import GroupFeatures, read_group
+from talstack.heads.inputs import HeadInputs
 from talstack.heads.model import FORMAT_VERSION, card_path, read_card, write_card
-from talstack.heads.targets import task_targets
 from talstack.io.cluster import AHEAD, Cluster, ClusterBackend
 from talstack.io.config import to_dict
 from talstack.io.errors import InputError, ModelError, TalstackError
@@ -176,10 +175,9 @@ def _numbered(
 def fit_model(job: HeadJob, features: FeatureSet, config: HeadsConfig, fold: int) -> FoldFit:
     """Fit the model of a head that has not seen a fold, -1 for that of all; only the latter is kept whole."""
     with threadpool_limits(limits=1):
-        group = _read(job, features, fold)
-        targets = task_targets(job.key.task, features.manifest, group, features.segment_s)
+        inputs = HeadInputs.of(job.key, job.components, features, name=job.fingerprint)
         plan = FoldPlan.of(features.manifest, features.seen, config)
-        return fit_fold(job.key, group, targets, fold=fold, plan=plan, config=config)
+        return fit_fold(job.key, inputs.group(fold), inputs.targets, fold=fold, plan=plan, config=config)
 
 
 def _save(job: HeadJob, fitted: CrossFit, seconds: float) -> HeadResult:
@@ -195,15 +193,6 @@ def _save(job: HeadJob, fitted: CrossFit, seconds: float) -> HeadResult:
     _remove_older_layout(job)
     outcome = "skipped" if fitted.head is None else "fitted"
     return HeadResult(job.key, outcome, fitted.num_unpredicted, job.fingerprint, seconds)
-
-
-def _read(job: HeadJob, features: FeatureSet, fold: int) -> GroupFeatures:
-    """Return what the model without a fold learns from: components that were fitted without it, or stored features."""
-    if job.components is not None and job.components.files[fold].is_file():
-        group = read_components(job.components.files[fold])
-    else:
-        group = read_group(features, job.key.view, job.key.modality)
-    return group if job.key.task == "scene" or group.aligned.all() else group.subset(group.aligned)
 
 
 def _parallel(jobs: int, cluster: Cluster | None, **options: Any) -> joblib.Parallel:

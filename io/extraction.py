@@ -259,6 +259,11 @@ class FeatureSet:
         return features
 
     @property
+    def store_root(self) -> Path:
+        """Return the folder of the store."""
+        return self._store.root
+
+    @property
     def seen(self) -> frozenset[str]:
         """Recordings some of whose features come from a backbone that was fine-tuned on them or stopped early by."""
         return self.extraction.seen_among(self.manifest)

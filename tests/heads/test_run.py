@@ -217,7 +217,7 @@ def test_components_are_made_once_and_shared(
     outcomes(make_features(), run, quick)
     made = {path: path.stat().st_mtime_ns for path in run.glob("heads/*/components/*")}
     assert len(made) == 2 * 2 * 5, "two files for each of two groups and of four folds and all"
-    monkeypatch.setattr("talstack.heads.run.read_group", lambda *_: pytest.fail("the stored features were read"))
+    monkeypatch.setattr("talstack.heads.inputs.read_group", lambda *_: pytest.fail("the stored features were read"))
     monkeypatch.setattr("talstack.heads.components.read_group", lambda *_: pytest.fail("the stored features were read"))
     found, _ = outcomes(make_features(), run, replace(quick, linear_l2=(0.02,), context=(2,)))
     assert refitted(found) and made == {path: path.stat().st_mtime_ns for path in run.glob("heads/*/components/*")}
