@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from talstack.cli.removal import removal_options
 from talstack.cli.sizes import bytes_text
 
 if TYPE_CHECKING:
@@ -30,16 +31,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, file_okay=False),
     help="Refuse to go on if the store has no record of the extraction this run was made from.",
 )
-@click.option(
-    "--older-than",
-    "older_than_days",
-    default=1.0,
-    type=click.FloatRange(0),
-    show_default=True,
-    metavar="DAYS",
-    help="Only what was written longer ago than this.",
-)
-@click.option("--delete", is_flag=True, help="Remove it; without this, only say what would be removed.")
+@removal_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
 def command(  # noqa: PLR0913 - one parameter per option
     store: Path, data_folders: tuple[Path, ...], runs: tuple[Path, ...], older_than_days: float, delete: bool,

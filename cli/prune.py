@@ -5,22 +5,14 @@ from pathlib import Path
 
 import click
 
+from talstack.cli.removal import removal_options
 from talstack.cli.sizes import bytes_text
 
 
 @click.command("prune")
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--ablations", is_flag=True, help="Give up results of old ablations too, and heads that they alone use.")
-@click.option(
-    "--older-than",
-    "older_than_days",
-    default=1.0,
-    type=click.FloatRange(0),
-    show_default=True,
-    metavar="DAYS",
-    help="Only what was written longer ago than this.",
-)
-@click.option("--delete", is_flag=True, help="Remove it; without this, only say what would be removed.")
+@removal_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
 def command(run: Path, ablations: bool, older_than_days: float, delete: bool, as_json: bool) -> None:
     """Say which heads in RUN nothing uses any more, and with --delete remove them.

@@ -17,6 +17,7 @@ class HeadInputs:
 
     def __init__(self, key: ModelKey, components: ComponentsJob | None, features: FeatureSet) -> None:
         self._key, self._components, self._features = key, components, features
+        self._targets: TaskTargets | None = None
 
     @classmethod
     def of(cls, key: ModelKey, components: ComponentsJob | None, features: FeatureSet, *, name: str) -> "HeadInputs":
@@ -38,10 +39,11 @@ class HeadInputs:
             return self._usable(read_components(self._components.files[fold]))
         return self._stored
 
-    @cached_property
-    def targets(self) -> TaskTargets:
-        """What is true of every row of the group; the rows are the same for all folds."""
-        return task_targets(self._key.task, self._features.manifest, self.group(-1), self._features.segment_s)
+    def targets(self, group: GroupFeatures) -> TaskTargets:
+        """Return what is true of every row of the group; the rows are the same for all folds."""
+        if self._targets is None:
+            self._targets = task_targets(self._key.task, self._features.manifest, group, self._features.segment_s)
+        return self._targets
 
     @cached_property
     def _stored(self) -> GroupFeatures:

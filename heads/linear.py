@@ -114,7 +114,7 @@ def _choose(
     varied = (num_positives > 0) & (num_positives < len(rows))
     targets = targets[:, varied] if not varied.all() else targets
     gains = config.linear_context_gain if context.any() and folds.any() else config.linear_context_gain[:1]
-    gram = mean_products(rows)
+    gram = mean_products(rows) if len(rows) >= rows.shape[1] else None  # else axes come from the rows' own products
     best: _Choice | None = None
     for gain in gains:
         scale = np.where(context, np.float32(gain), np.float32(1))

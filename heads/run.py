@@ -176,8 +176,8 @@ def fit_model(job: HeadJob, features: FeatureSet, config: HeadsConfig, fold: int
     """Fit the model of a head that has not seen a fold, -1 for that of all; only the latter is kept whole."""
     with threadpool_limits(limits=1):
         inputs = HeadInputs.of(job.key, job.components, features, name=job.fingerprint)
-        plan = FoldPlan.of(features.manifest, features.seen, config)
-        return fit_fold(job.key, inputs.group(fold), inputs.targets, fold=fold, plan=plan, config=config)
+        plan, group = FoldPlan.of(features.manifest, features.seen, config), inputs.group(fold)
+        return fit_fold(job.key, group, inputs.targets(group), fold=fold, plan=plan, config=config)
 
 
 def _save(job: HeadJob, fitted: CrossFit, seconds: float) -> HeadResult:
@@ -197,9 +197,16 @@ def _save(job: HeadJob, fitted: CrossFit, seconds: float) -> HeadResult:
 
 def _parallel(jobs: int, cluster: Cluster | None, **options: Any) -> joblib.Parallel:
     """Return what runs calls in processes of this machine, or of a cluster."""
-    backend = None if cluster is None else ClusterBackend(cluster)
+    backend = None if cluster is None else ClusterBackend(cluster, _died)
     jobs = jobs if cluster is None else cluster.jobs
     return joblib.Parallel(n_jobs=jobs, backend=backend, batch_size=1, pre_dispatch=AHEAD * jobs, **options)
+
+
+def _died(arguments: tuple[Any, ...], text: str) -> Any:
+    """Say which head, or which group's components, a worker of a cluster died of."""
+    job = next(one for one in arguments if isinstance(one, HeadJob | ComponentsJob))
+    what = str(job.key) if isinstance(job, HeadJob) else f"components of {job.view}/{job.modality}"
+    raise TalstackError(f"{what}: {text}; heads that are done are kept, run the command again to go on")
 
 
 def _make_components(tasks: Sequence[HeadTask], jobs: int, cluster: Cluster | None) -> None:

@@ -31,7 +31,6 @@ from joblib.parallel import ParallelBackendBase
 from talstack.io.errors import ConfigError, InputError, MissingInputError, TalstackError
 
 Backend = Literal["loky", "dask", "ray"]
-BACKENDS: tuple[Backend, ...] = ("loky", "dask", "ray")
 CONNECT_S = 30
 NO_WORKERS_S = 600.0  # a cluster that grows and shrinks by itself may have none for a while
 WATCH_S = 5.0

@@ -1,6 +1,7 @@
 """`talstack heads` as a user runs it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,25 @@ def test_table_files_and_settings_are_written(dataset: list[str], tmp_path: Path
     assert pl.read_parquet(tmp_path / "run" / "oof.parquet").height == 6 * (10 + 10 + 10 * 6 + 2)
     assert "context = [1]" in (tmp_path / "run" / "config.toml").read_text()
     assert "nothing to do, 4 heads are up to date" in invoke(dataset).stdout
+
+
+def test_a_scheduler_and_its_backend_belong_together(dataset: list[str]) -> None:
+    assert "needs --scheduler ADDRESS" in invoke([*dataset, "--backend", "dask"], code=2).stderr
+    assert "--scheduler is for" in invoke([*dataset, "--scheduler", "tcp://x:1"], code=2).stderr
+
+
+def test_a_cluster_finds_folders_that_are_given_relative_to_the_command(
+    dataset: list[str], cluster_address: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = cluster_address("dask")  # its workers have the working directory of before
+    invoke(dataset)
+    here = pl.read_parquet(tmp_path / "run" / "oof.parquet")
+    monkeypatch.chdir(tmp_path)
+    relative = [text.replace(f"{tmp_path}/", "").replace("run", "run2") for text in dataset]
+    relative[relative.index("--run2")] = "--run"
+    printed = invoke([*relative, "--backend", "dask", "--scheduler", address]).stdout
+    assert printed.startswith("run2: 4 heads trained")
+    assert pl.read_parquet(tmp_path / "run2" / "oof.parquet").equals(here)
 
 
 def test_json_is_one_object(dataset: list[str]) -> None:

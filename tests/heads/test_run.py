@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from talstack.heads.features import read_group
 from talstack.heads.quality import quality_table
 from talstack.heads.run import run_heads
 from talstack.heads.targets import task_targets
-from talstack.io.cluster import Backend, open_cluster
-from talstack.io.errors import InputError
+from talstack.io.cluster import Backend, Cluster, open_cluster
+from talstack.io.errors import InputError, TalstackError
 from talstack.io.extraction import FeatureSet
 from talstack.io.manifest import Manifest
 from talstack.io.predictions import ModelKey, models_of
@@ -154,6 +155,22 @@ def test_a_cluster_makes_what_this_machine_makes(
     assert written and {result.outcome for result in results} == {"fitted"}
     one, two = (pl.read_parquet(tmp_path / name / "oof.parquet") for name in ("here", backend))
     assert one.equals(two)
+
+
+def test_a_cluster_s_death_names_the_head_that_it_was_at(
+    make_features: MakeFeatures, quick: HeadsConfig, tmp_path: Path
+) -> None:
+    def die(*_: object) -> Future[object]:
+        future: Future[object] = Future()
+        future.set_exception(BrokenPipeError())
+        return future
+
+    toy = Cluster("toy", 2, 1, die, lambda _: None, lambda: True, deaths=(BrokenPipeError,), endings=())
+    config = replace(quick, tasks=("action",), learners=("linear",), linear_components=0, gbm_components=0)
+    with pytest.raises(TalstackError, match=r"(ego|front)/rgb/action-linear: the toy worker ended \(BrokenPipeError\)"):
+        run_heads(make_features(), tmp_path, config=config, cluster=toy)
+    with pytest.raises(TalstackError, match=r"components of (front|ego)/rgb: the toy worker ended"):
+        run_heads(make_features(), tmp_path, config=replace(config, linear_components=2, gbm_components=2), cluster=toy)
 
 
 def test_clips_at_an_unknown_time_teach_scenes_only(
