@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from talstack.extract.architectures import ARCHS
 from talstack.extract.backbone import TSMBackbone, normalise
-from talstack.extract.runtimes import Computed, build_runtime, is_installed, largest_difference
+from talstack.extract.runtimes import Computed, FoldedRuntime, Runtime, build_runtime, is_installed, largest_difference
 
 sys.path.insert(0, str(Path(__file__).parent))  # where Python is told not to do that itself
 from network import FRAMES, make_model  # noqa: E402
@@ -38,6 +38,7 @@ NAMES = {
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
     "compile": "compile",
+    "bfloat16": "folded, bfloat16",
 }
 Run = Callable[[np.ndarray], Computed]
 Spent = dict[tuple[str, bool], list[float]]
@@ -63,8 +64,15 @@ def build_runs(arch: str, size: int, threads: int, *, names: Sequence[str]) -> d
         runs[PLAIN, shift] = plain_run(make_model(arch, shift=shift))
         for name in names:
             model = make_model(arch, shift=shift)
-            runs[NAMES[name], shift] = build_runtime(name, model, frame_size=size, threads=threads).run
+            runs[NAMES[name], shift] = build(name, model, size, threads).run
     return runs
+
+
+def build(name: str, model: TSMBackbone, size: int, threads: int) -> Runtime:
+    """Return a runtime of float32, or what `extract.precision = "bfloat16"` gives."""
+    if name == "bfloat16":
+        return FoldedRuntime(model, precision=name)
+    return build_runtime(name, model, frame_size=size, threads=threads)
 
 
 def count_flop(arch: str, size: int) -> int:
@@ -136,7 +144,9 @@ def measure(
 @click.option("--threads", default=joblib.cpu_count(), show_default="all cores", type=click.IntRange(1))
 @click.option("--segments", default=2, show_default=True, type=click.IntRange(1), help="Per forward pass.")
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(1))
-@click.option("--runtime", "names", multiple=True, type=click.Choice(list(NAMES)), help="[all installed but compile]")
+@click.option(
+    "--runtime", "names", multiple=True, type=click.Choice(list(NAMES)), help="[all installed but compile and bfloat16]"
+)
 @click.option("--cpu", is_flag=True, help="One thread, by processor time: where others use the machine too.")
 @click.option("--quick", is_flag=True, help="Three rounds of one segment.")
 def main(  # noqa: PLR0913 - one parameter per option
@@ -147,7 +157,8 @@ def main(  # noqa: PLR0913 - one parameter per option
     if quick:
         segments, rounds = 1, 3
     absent = () if is_installed("openvino") else ("openvino",)
-    names = names or tuple(name for name in NAMES if name not in ("compile", *absent))  # compile takes minutes
+    unasked = ("compile", "bfloat16", *absent)  # compile takes minutes, bfloat16 too where no unit is made for it
+    names = names or tuple(name for name in NAMES if name not in unasked)
     print_machine(threads)
     if cpu:
         click.echo("seconds are the processor's")

@@ -52,7 +52,8 @@ class ExtractConfig:
     )
     precision: Literal["float32", "bfloat16", "float16", "int8"] = setting(
         "float32",
-        "of the backbone's arithmetic: 16 bits on a GPU, int8 on a CPU; faster, but moves the features (other shards)",
+        "of the backbone's arithmetic: 16 bits on a GPU, bfloat16 on a CPU with AVX512-BF16 or AMX, int8 on any CPU; "
+        "faster, but moves the features (other shards)",
     )
     fast_decoding: bool = setting(
         False, "let a neighbouring frame stand for one that is costly to decode, up to half a sampling period away"

@@ -69,10 +69,8 @@ def measure_here(order: NetworkOrder) -> Choice | None:
 
 def _build(model: TSMBackbone, order: NetworkOrder) -> Runtime:
     device, size = pick_device(), order.source.card.frame_size
-    if device.type != "cpu":
-        return _build_on_gpu(model, device, order)
-    if order.precision != "float32":
-        return EagerRuntime(model, device, precision=order.precision)
+    if device.type != "cpu" or order.precision != "float32":
+        return _build_folded(model, device, order)
     if order.runtime == "auto":  # nobody has looked before, as on a cluster
         choice = recall(order.source, order.threads) or measure_here(order)
         order = replace(order, runtime=choice.name if choice is not None else "eager")
@@ -82,7 +80,7 @@ def _build(model: TSMBackbone, order: NetworkOrder) -> Runtime:
     return runtime
 
 
-def _build_on_gpu(model: TSMBackbone, device: torch.device, order: NetworkOrder) -> Runtime:
+def _build_folded(model: TSMBackbone, device: torch.device, order: NetworkOrder) -> Runtime:
     """Return the folded network where it does what the module does, else the module; asking for "eager" gives that."""
     pixels = random_pixels(model, order.source.card.frame_size)
     reference = EagerRuntime(model, device).run(pixels)
@@ -90,7 +88,7 @@ def _build_on_gpu(model: TSMBackbone, device: torch.device, order: NetworkOrder)
         try:
             folded = FoldedRuntime(model, device, precision=order.precision)
             check_agreement(folded, folded.run(pixels), reference, tolerance=TOLERANCES[order.precision])
-        except (RuntimeError, ModelError):  # an operation that this GPU or torch lacks
+        except (RuntimeError, ModelError):  # an operation that this device or torch lacks
             pass
         else:
             return folded

@@ -1,7 +1,8 @@
 """What computes the features: the same network in several forms, each (pixels in, numpy arrays out).
 
     eager        the module itself; runs everywhere, and on a GPU
-    folded       batch norm folded, channels_last, additions and ReLUs inside the convolutions (torch alone; GPU too)
+    folded       batch norm folded, channels_last, additions and ReLUs inside the convolutions (torch alone; GPU too;
+                 the one of 16 bits)
     compile      torch.compile with freezing (CPU; needs a C++ compiler where it runs)
     onnxruntime  ONNX Runtime (CPU)
     openvino     OpenVINO (CPU; `pip install 'talstack[openvino]'`)

@@ -252,7 +252,8 @@ def test_what_cannot_be_remembered_is_measured_each_time(monkeypatch: pytest.Mon
 def test_a_worker_computes_by_what_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert runtime_of(make_order(runtime="onnxruntime"), "rgb").name.startswith("onnxruntime")
     assert runtime_of(make_order(runtime="folded"), "rgbdiff").name.startswith("torch folded")
-    assert runtime_of(make_order(precision="bfloat16"), "rgb").name.endswith("bfloat16")
+    sixteen = make_order(precision="bfloat16")
+    assert runtime_of(sixteen, "rgb").name.startswith("torch folded") and "bfloat16" in runtime_of(sixteen, "rgb").name
     monkeypatch.setattr("talstack.extract.networks.recall", lambda source, threads: Choice("eager"))
     assert runtime_of(make_order(threads=3), "rgb").name.startswith("torch eager")
 
@@ -307,14 +308,14 @@ def test_16_bits_in_the_folded_network_move_features_a_little() -> None:
     assert 1e-4 < largest_difference(found, reference) < 0.1 and found.features.dtype == np.float32
 
 
-def test_a_gpu_gets_the_folded_network_where_it_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_16_bits_and_a_gpu_get_the_folded_network_where_it_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
     order, here = make_order(runtime="auto", precision="bfloat16"), torch.device("cpu")
-    assert "folded" in networks._build_on_gpu(make_model(), here, order).name
-    assert "eager" in networks._build_on_gpu(make_model(), here, make_order(runtime="eager", precision="bfloat16")).name
+    assert "folded" in networks._build_folded(make_model(), here, order).name
+    assert "eager" in networks._build_folded(make_model(), here, make_order(runtime="eager", precision="bfloat16")).name
 
     def wrong(self: FoldedRuntime, pixels: np.ndarray) -> Computed:
         found = EagerRuntime(make_model()).run(pixels)
         return Computed(found.features * 1.5, found.logits, found.scene_logits)
 
     monkeypatch.setattr(FoldedRuntime, "run", wrong)
-    assert "eager" in networks._build_on_gpu(make_model(), here, order).name
+    assert "eager" in networks._build_folded(make_model(), here, order).name
