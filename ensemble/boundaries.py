@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from talstack.ensemble.refine import BoundaryVotes
-from talstack.io.predictions import SegmentIndex, boundary_curves, models_of
+from talstack.io.predictions import SegmentIndex, boundary_curves, by_model
 
 
 def boundary_votes(table: pl.DataFrame, index: SegmentIndex, segment_s: float) -> dict[str, BoundaryVotes]:
@@ -20,8 +20,8 @@ def boundary_votes(table: pl.DataFrame, index: SegmentIndex, segment_s: float) -
         segment_s: length of a segment, seconds.
     """
     heads = [
-        boundary_curves(table, key, index=index, segment_s=segment_s)
-        for key in models_of(table)
+        boundary_curves(rows, key, index=index, segment_s=segment_s)
+        for key, rows in by_model(table).items()
         if key.task == "boundary"
     ]
     if not heads:

@@ -4,14 +4,14 @@ A model is an action head of one (view, modality), named by its `ModelKey`; the 
 goes with it. NaN marks what a model could not predict.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 
 from talstack.io.errors import InputError
-from talstack.io.predictions import ACTIVITY, ModelKey, SegmentIndex, dense_probs, models_of, scene_probs
+from talstack.io.predictions import ACTIVITY, ModelKey, SegmentIndex, by_model, dense_probs, scene_probs
 from talstack.io.view_names import split_view
 
 
@@ -45,17 +45,19 @@ class Evidence:
         Raises:
             InputError: the table has no action head.
         """
-        models = tuple(models_of(table, "action"))
+        parts = by_model(table)
+        models = tuple(key for key in parts if key.task == "action")
         if not models:
             raise InputError("the out-of-fold table has no action head; run `talstack heads` again")
         recordings = index.recordings
-        table = table.filter(pl.col("recording").is_in(list(recordings)))
-        action = np.stack([dense_probs(table, key, index=index, classes=actions) for key in models])
-        activity = np.stack([_activity(table, key, index) for key in models])
+        action = np.stack([dense_probs(parts[key], key, index=index, classes=actions) for key in models])
+        activity = np.stack([_activity(parts, key, index) for key in models])
         # a learner without an activity head: some action happens at least as surely as the likeliest one
         activity = np.where(np.isnan(activity), action.max(axis=2), activity)
         scene = [
-            scene_probs(table, key, recordings=recordings, scenes=scenes) for key in models_of(table, "scene")
+            scene_probs(rows, key, recordings=recordings, scenes=scenes)
+            for key, rows in parts.items()
+            if key.task == "scene"
         ] or [np.full((len(recordings), len(scenes)), np.nan, dtype=np.float32)]
         return cls(index, models, tuple(actions), tuple(scenes), action, activity, _mean_scene(np.stack(scene)))
 
@@ -99,9 +101,11 @@ class Evidence:
         return np.repeat(np.arange(len(self.index.recordings)), self.index.num_segments)
 
 
-def _activity(table: pl.DataFrame, key: ModelKey, index: SegmentIndex) -> np.ndarray:
+def _activity(parts: Mapping[ModelKey, pl.DataFrame], key: ModelKey, index: SegmentIndex) -> np.ndarray:
     activity_key = ModelKey(key.view, key.modality, f"{ACTIVITY}-{key.learner}")
-    return dense_probs(table, activity_key, index=index, classes=[ACTIVITY])[:, 0]
+    if activity_key not in parts:
+        return np.full(index.num_rows, np.nan, dtype=np.float32)
+    return dense_probs(parts[activity_key], activity_key, index=index, classes=[ACTIVITY])[:, 0]
 
 
 def _mean_scene(probs: np.ndarray) -> np.ndarray:

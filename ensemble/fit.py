@@ -1,16 +1,15 @@
 """Learning boundaries and scores from proposals on out-of-fold predictions.
 
-Every group of recordings is decoded with what was learned on the others (`decode_held_out`), so that settings are
-compared on detections that nothing was fitted to.
+`talstack.ensemble.held_out` decodes every group of recordings with what was learned here on the others.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import polars as pl
 
 from talstack.ensemble.calibration import Calibration
-from talstack.ensemble.curves import Curves
 from talstack.ensemble.decode import Decoder, DecodeSettings, Fitted, Found
 from talstack.ensemble.proposals import Proposals
 from talstack.ensemble.refine import EdgeModel
@@ -45,11 +44,31 @@ def fit(decoder: Decoder, found: Found, truth: Truth, settings: DecodeSettings, 
     """
     found = found.rows(thinned(np.arange(len(found.proposals.label))))
     every = np.ones(len(found.proposals.label), dtype=bool)
-    return _Learner(decoder, found, truth, settings, tiou).learn(every, shown=~every).fitted
+    learner = Learner(decoder, found, truth, tiou)
+    return learner.learned(learner.moved(every, shown=~every, refine=settings.refine), settings).fitted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Learned:
+class Moved:
+    """Some of the proposals with ends as refined by models that were learned on part of them.
+
+    Attributes:
+        found: the proposals, as they were.
+        own: (n,) bool, which of them were learned from.
+        shown: (n,) bool, which others the models are to be applied to.
+        models: one per round of refinement; none where nothing is refined.
+        intervals: (n, 2) seconds, the ends by now.
+    """
+
+    found: Found
+    own: np.ndarray
+    shown: np.ndarray
+    models: tuple[EdgeModel, ...]
+    intervals: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Learned:
     """What was learned on some of the proposals, and what it makes of others.
 
     Attributes:
@@ -63,35 +82,41 @@ class _Learned:
     features: np.ndarray | None
 
 
-class _Learner:
+class Learner:
     """Learns ends and score on any part of the same proposals; what does not depend on the part is made once."""
 
-    def __init__(
-        self, decoder: Decoder, found: Found, truth: Truth, settings: DecodeSettings, tiou: tuple[float, ...]
-    ) -> None:
-        self._decoder, self._found, self._settings, self._tiou = decoder, found, settings, tiou
+    def __init__(self, decoder: Decoder, found: Found, truth: Truth, tiou: tuple[float, ...]) -> None:
+        self._decoder, self._found, self._tiou = decoder, found, tiou
         self._instances = _Instances(found, truth, len(decoder.actions))
         self._best, self._nearest = self._instances.nearest(found.proposals)
-        self._features = decoder.edge_features(found, found.proposals.intervals) if settings.refine else None
 
-    def learn(self, part: np.ndarray, *, shown: np.ndarray) -> _Learned:
-        """Return what is learned on the proposals where `part`, (n,) bool, at most `MAX_ROWS` of them.
+    def moved(self, part: np.ndarray, *, shown: np.ndarray, refine: bool) -> Moved:
+        """Return proposals with refined ends, learned where `part`, (n,) bool, on at most `MAX_ROWS` of them.
 
         Args:
             shown: (n,) bool, which others it is to be applied to.
         """
         rows = np.sort(np.concatenate([thinned(np.flatnonzero(part & ~shown)), np.flatnonzero(shown)]))
         found, own = self._found.rows(rows), part[rows]
-        edges, intervals = self._edges(found, rows, own)
-        refined, left = self._decoder.limited(found, intervals, self._settings)
-        own, on_show = own[left], shown[rows][left]
-        if self._settings.score == "plain":
-            return _Learned(Fitted(edges), refined.rows(on_show), None)
+        models, intervals = self._edges(found, rows, own) if refine else ((), found.proposals.intervals)
+        return Moved(found, own, shown[rows], models, intervals)
+
+    def learned(self, moved: Moved, settings: DecodeSettings) -> Learned:
+        """Return what is left of moved proposals with these settings, and the score that was learned for them."""
+        refined, left = self._decoder.limited(moved.found, moved.intervals, settings)
+        own, on_show = moved.own[left], moved.shown[left]
+        if settings.score == "plain":
+            return Learned(Fitted(moved.models), refined.rows(on_show), None)
         features = self._decoder.score_features(refined)
         best, _ = self._instances.nearest(refined.proposals.rows(own))
         quality = (best[:, None] >= np.array(self._tiou)).mean(axis=1)
         scorer = Scorer.fit(features[own], quality, l2=SCORE_L2)
-        return _Learned(Fitted(edges, scorer), refined.rows(on_show), features[on_show])
+        return Learned(Fitted(moved.models, scorer), refined.rows(on_show), features[on_show])
+
+    @cached_property
+    def _features(self) -> np.ndarray:
+        """Those of the unrefined ends of all proposals."""
+        return self._decoder.edge_features(self._found, self._found.proposals.intervals)
 
     def _edges(self, found: Found, rows: np.ndarray, own: np.ndarray) -> tuple[tuple[EdgeModel, ...], np.ndarray]:
         """Return the models of `ROUNDS` refinements, each on what the one before has moved, and all moved intervals.
@@ -101,7 +126,7 @@ class _Learner:
         """
         intervals = found.proposals.intervals
         close = np.flatnonzero(own & (self._best[rows] >= CLOSE))
-        if self._features is None or not len(close):
+        if not len(close):
             return (), intervals
         segment_s, nearest, features = found.means.segment_s, self._nearest[rows[close]], self._features[rows]
         weights = _one_per_instance(found.proposals.rows(close), nearest)
@@ -173,28 +198,3 @@ def fit_calibration(
     for hits in matched.hits:
         quality[matched.detections.row[hits.detection]] += 1.0 / len(tiou)
     return Calibration.fit(known["score"].to_numpy(), quality)
-
-
-def decode_held_out(
-    decoder: Decoder, curves: Curves, truth: Truth, settings: DecodeSettings,
-    *, groups: dict[str, int], tiou: tuple[float, ...],
-) -> pl.DataFrame:  # fmt: skip
-    """Return the detections of every group of recordings, decoded with what was learned on the other groups.
-
-    Args:
-        groups: {recording: group}.
-    """
-    found = decoder.propose(curves, settings)
-    if not settings.refine and settings.score == "plain":
-        return decoder.detect(decoder.limited(found, found.proposals.intervals, settings)[0], settings)
-    learner = _Learner(decoder, found, truth, settings, tiou)
-    group_of = np.array([groups[name] for name in found.recordings])
-    own, parts = group_of[found.proposals.owner], []
-    for group in np.unique(group_of):
-        learned = learner.learn(own != group, shown=own == group)
-        shown, scorer = learned.refined, learned.fitted.scorer
-        if learned.features is None or scorer is None:
-            parts.append(decoder.detect(shown, settings))
-        else:
-            parts.append(decoder.select(shown, scorer.scores(learned.features), settings))
-    return pl.concat(parts)

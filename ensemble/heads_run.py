@@ -69,9 +69,10 @@ class HeadsRun:
             InputError, LeakError: as `load`.
         """
         _check_record(record, manifest, where=where)
+        predicted = list(table.select("recording", "fold").unique().sort("recording", "fold").iter_rows())
         for folds in (dict(manifest.folds.iter_rows()), record.get("folds")):
             if folds:
-                _check_folds(table, folds, record.get("learned_from", ()), where=where)
+                _check_folds(predicted, folds, record.get("learned_from", ()), where=where)
         return cls(table, float(record["segment_s"]), frozenset(record["seen"]), sha256)
 
 
@@ -98,9 +99,15 @@ def _read_table(path: Path) -> pl.DataFrame:
     return table
 
 
-def _check_folds(table: pl.DataFrame, folds: Mapping[str, int], learned_from: Collection[str], *, where: Path) -> None:
+def _check_folds(
+    predicted: Collection[tuple[str, int | None]],
+    folds: Mapping[str, int],
+    learned_from: Collection[str],
+    *,
+    where: Path,
+) -> None:
     """Raise LeakError where a row may have been predicted by a model that learned from its recording."""
-    for recording, fold in table.select("recording", "fold").unique().sort("recording", "fold").iter_rows():
+    for recording, fold in predicted:
         if fold is None and recording in learned_from:
             raise LeakError(f"{where}: {recording} has no fold, but heads learned from it; run `talstack heads` again")
         if fold is not None and fold != folds.get(recording):

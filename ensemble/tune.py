@@ -22,7 +22,8 @@ from talstack.ensemble.config import EnsembleConfig
 from talstack.ensemble.crossfit import refuse_leaks
 from talstack.ensemble.curves import Curves
 from talstack.ensemble.decode import NOTHING, Decoder, DecodeSettings, Fitted
-from talstack.ensemble.fit import Truth, decode_held_out, fit, fit_calibration, truth_of
+from talstack.ensemble.fit import Truth, fit, fit_calibration, truth_of
+from talstack.ensemble.held_out import HeldOutDecoder
 from talstack.evaluate.bootstrap import compare_detections
 from talstack.evaluate.map import evaluate_detections
 from talstack.io.intervals import aligned_tiou
@@ -80,11 +81,9 @@ class Problem:
         groups = {name: groups[name] for name in curves.index.recordings}
         return cls(decoder, curves, known, truth_of(known, decoder.actions), _divided(groups), off_limits)
 
-    def detections(self, settings: DecodeSettings) -> pl.DataFrame:
-        """Return what is found with these settings, out of fold."""
-        return decode_held_out(
-            self.decoder, self.curves, self.truth, settings, groups=self.groups, tiou=TARGET_TIOU
-        )  # fmt: skip
+    def held_out(self) -> HeldOutDecoder:
+        """Return what decodes the predictions out of fold."""
+        return HeldOutDecoder(self.decoder, self.curves, self.truth, groups=self.groups, tiou=TARGET_TIOU)
 
     def without(self, group: int) -> "Problem":
         """Return the problem on all other groups."""
@@ -153,7 +152,7 @@ def tune(problem: Problem, *, config: EnsembleConfig, confidence: float = CONFID
             break
     start, end = boundary_bias(search.detections, problem.instances)
     search.consider(replace(search.settings, start_shift_s=-start, end_shift_s=-end))
-    fitted = fit_all(problem, search.settings, search.detections)
+    fitted = fit_all(problem, search.settings, search.held_out, search.detections)
     return Tuned(search.settings, fitted, search.average_map, search.tried[first], len(search.tried))
 
 
@@ -161,20 +160,23 @@ def tuned_with(problem: Problem, settings: DecodeSettings) -> Tuned:
     """Return what is fitted for settings that are chosen already."""
     if problem.instances.is_empty():
         return Tuned(settings)
-    held_out = problem.detections(settings)
-    score, _ = average_map(held_out, problem.instances, tiou=TARGET_TIOU)
-    return Tuned(settings, fit_all(problem, settings, held_out), score, num_tried=1)
+    held_out = problem.held_out()
+    detections = held_out.detections(settings)
+    score, _ = average_map(detections, problem.instances, tiou=TARGET_TIOU)
+    return Tuned(settings, fit_all(problem, settings, held_out, detections), score, num_tried=1)
 
 
-def fit_all(problem: Problem, settings: DecodeSettings, held_out: pl.DataFrame) -> Fitted:
+def fit_all(
+    problem: Problem, settings: DecodeSettings, held_out: HeldOutDecoder, detections: pl.DataFrame
+) -> Fitted:  # fmt: skip
     """Return what the settings ask for, fitted on all recordings, and the scores' calibration.
 
     Args:
-        held_out: `Problem.detections` of these settings.
+        held_out: `problem.held_out()`, at best one that has just seen these settings.
+        detections: what it gives for them.
     """
-    found = problem.decoder.propose(problem.curves, settings)
-    fitted = fit(problem.decoder, found, problem.truth, settings, tiou=TARGET_TIOU)
-    return replace(fitted, calibration=fit_calibration(held_out, problem.instances, tiou=TARGET_TIOU))
+    fitted = fit(problem.decoder, held_out.found(settings), problem.truth, settings, tiou=TARGET_TIOU)
+    return replace(fitted, calibration=fit_calibration(detections, problem.instances, tiou=TARGET_TIOU))
 
 
 def nested_average_map(problem: Problem, *, config: EnsembleConfig, confidence: float = CONFIDENCE) -> float | None:
@@ -197,7 +199,8 @@ class _Search:
 
     def __init__(self, problem: Problem, settings: DecodeSettings, confidence: float) -> None:
         self.problem, self.settings, self.confidence = problem, settings, confidence
-        self.detections = problem.detections(settings)
+        self.held_out = problem.held_out()
+        self.detections = self.held_out.detections(settings)
         self.average_map = average_map(self.detections, problem.instances, tiou=TARGET_TIOU)[0]
         self.tried = {settings: self.average_map}
 
@@ -209,7 +212,7 @@ class _Search:
         )
         if idle or candidate in self.tried:
             return
-        detections = self.problem.detections(candidate)
+        detections = self.held_out.detections(candidate)
         score, _ = average_map(detections, self.problem.instances, tiou=TARGET_TIOU)
         self.tried[candidate] = score
         if score > self.average_map and self._is_beyond_luck(detections):

@@ -19,7 +19,7 @@ import polars as pl
 from talstack.evaluate.map import match_for_map
 from talstack.io.errors import InputError
 from talstack.io.manifest import Manifest
-from talstack.io.predictions import ACTIVITY, dense_probs, models_of
+from talstack.io.predictions import ACTIVITY, by_model, dense_probs
 from talstack.io.targets import segment_index, segment_targets
 
 NUM_BINS = 10
@@ -147,10 +147,12 @@ def segment_reliability(
     actions = segment_targets(manifest, index, segment_s)
     activity = actions.sum(axis=1, keepdims=True) > 0
     parts = []
-    for key in (key for key in models_of(table) if key.task in ("activity", "action")):
+    for key, rows in by_model(table).items():
+        if key.task not in ("activity", "action"):
+            continue
         classes = [ACTIVITY] if key.task == "activity" else list(manifest.actions)
         happens = activity if key.task == "activity" else actions
-        probs = dense_probs(table, key, index=index, classes=classes).astype(np.float64)
+        probs = dense_probs(rows, key, index=index, classes=classes).astype(np.float64)
         known = ~np.isnan(probs)
         found = reliability(probs[known], happens[known], num_bins=num_bins)
         parts.append(_labelled(found, **asdict(key)))

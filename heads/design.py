@@ -6,6 +6,7 @@ standard deviation over the recording; last, every column is standardised again 
 Everything that is fitted is fitted on the training rows alone.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,38 +66,54 @@ class Design:
     @classmethod
     def fit(cls, group: GroupFeatures, settings: DesignSettings) -> "Design":
         """Return the design fitted on the valid rows, one at least, of a group of training recordings alone."""
+        return cls.fit_rows(group, settings)[0]
+
+    @classmethod
+    def fit_rows(cls, group: GroupFeatures, settings: DesignSettings) -> "tuple[Design, np.ndarray, np.ndarray]":
+        """Return what `fit` does, and what `rows` then gives for the same group, in about half the time of both."""
         reduction = group.reduction
         if reduction is None:
             reduction = Reduction.of(
                 group.features, np.flatnonzero(group.valid), components=settings.components, rotate=settings.rotate
             )
-        reduction = reduction.leading(settings.components)
-        finished, valid = _finish(group, reduction, settings, square=False)
+        reduction, has_squares = reduction.leading(settings.components), settings.squares > 0
+        rows, valid = _finish(group, reduction, settings, square=has_squares)
         used = np.flatnonzero(valid)
-        columns = Scaler.of(finished, settings.clip, where=used)
-        if not settings.squares:
-            return cls(settings, reduction, columns, None)
-        for start in range(0, len(finished), _BLOCK_ROWS):
-            block = finished[start : start + _BLOCK_ROWS]
-            np.square(columns(block, out=block), out=block)
-        num_squared = finished.shape[1] - _num_alone(reduction, settings)
-        return cls(settings, reduction, columns, Scaler.of(finished[:, :num_squared], settings.clip, where=used))
+        num_alone = _num_alone(reduction, settings)
+        width = (rows.shape[1] + num_alone) // 2 if has_squares else rows.shape[1]
+        columns, squared = Scaler.of(rows[:, :width], settings.clip, where=used), None
+        for block in _blocks(rows):
+            columns(block[:, :width], out=block[:, :width])
+            if has_squares:
+                np.square(block[:, : width - num_alone], out=block[:, width:])
+        if has_squares:
+            squared = Scaler.of(rows[:, width:], settings.clip, where=used)
+        design = cls(settings, reduction, columns, squared)
+        for block in _blocks(rows):
+            design._weigh(block)
+        rows[~valid] = 0.0
+        return design, rows, valid
 
     def rows(self, group: GroupFeatures) -> tuple[np.ndarray, np.ndarray]:
         """Return (rows, valid): (N, P) float32 and (N,) bool by segment, or by recording where pooled."""
         rows, valid = _finish(group, self.reduction, self.settings, square=self.squared is not None)
         width = len(self.columns.mean)
-        gains = self._gains(width)
-        num_squared = 0 if self.squared is None else len(self.squared.mean)
-        for start in range(0, len(rows), _BLOCK_ROWS):
-            block = rows[start : start + _BLOCK_ROWS]
-            scaled = self.columns(block[:, :width])
-            np.multiply(scaled, gains, out=block[:, :width])
+        for block in _blocks(rows):
+            self.columns(block[:, :width], out=block[:, :width])
             if self.squared is not None:
-                block[:, width:] = self.squared(np.square(scaled[:, :num_squared]))
-                block[:, width:] *= gains[:num_squared] * np.float32(self.settings.squares)
+                np.square(block[:, : len(self.squared.mean)], out=block[:, width:])
+            self._weigh(block)
         rows[~valid] = 0.0
         return rows, valid
+
+    def _weigh(self, block: np.ndarray) -> None:
+        """Give scaled columns their sizes, and scale their squares that lie behind them."""
+        width = len(self.columns.mean)
+        gains = self._gains(width)
+        block[:, :width] *= gains
+        if self.squared is not None:
+            self.squared(block[:, width:], out=block[:, width:])
+            block[:, width:] *= gains[: len(self.squared.mean)] * np.float32(self.settings.squares)
 
     @property
     def context_columns(self) -> np.ndarray:
@@ -145,6 +162,12 @@ class Design:
             Scaler(arrays["columns.mean"], arrays["columns.std"], settings.clip),
             Scaler(arrays["squared.mean"], arrays["squared.std"], settings.clip) if settings.squares else None,
         )
+
+
+def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield parts of the matrix, as large as what may lie beside it."""
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        yield rows[start : start + _BLOCK_ROWS]
 
 
 def _num_alone(reduction: Reduction, settings: DesignSettings) -> int:

@@ -15,7 +15,7 @@ from talstack.heads.targets import ClassColumns
 
 CLASS_WEIGHT_POWER = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}
 _AXIS_FLOOR = 1e-3  # axes with less energy than this share of the smallest penalty move a logit by about as little
-_MOST_AXES = 1024  # leading ones; bounds time and memory, beyond them lies next to nothing (docs/decisions, 16)
+_MOST_AXES = 768  # leading ones; bounds time and memory, beyond them lies next to nothing (docs/decisions, 16)
 _CHOICE_ROWS, _CHOICE_AXES = 32768, 512  # that choices are made on: rows next to each other say nearly the same
 _BLOCK_ROWS = 8192
 

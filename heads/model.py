@@ -72,8 +72,7 @@ class TrainedHead:
         group = group.subset(train)
         if not group.valid.any():
             return None
-        design = Design.fit(group, design_settings(key, config, targets.segment_s))
-        rows, valid = design.rows(group)
+        design, rows, valid = Design.fit_rows(group, design_settings(key, config, targets.segment_s))
         use = valid & labelled
         if not use.any():
             return None

@@ -6,7 +6,7 @@ import polars as pl
 from talstack.evaluate.scene import top_k_accuracy
 from talstack.evaluate.segments import segment_average_precision
 from talstack.io.extraction import FeatureSet
-from talstack.io.predictions import ACTIVITY, ModelKey, boundary_curves, dense_probs, models_of, scene_probs
+from talstack.io.predictions import ACTIVITY, ModelKey, boundary_curves, by_model, dense_probs, scene_probs
 from talstack.io.targets import boundary_targets, scene_targets, segment_index, segment_targets
 
 METRICS = {"activity": "AP", "action": "mean AP", "boundary": "mean AP", "scene": "top-1"}
@@ -26,12 +26,10 @@ def quality_table(oof: pl.DataFrame, features: FeatureSet) -> pl.DataFrame:
     `value` is a fraction from 0 to 1 (AP of any action, mean AP over the actions that occur, or over start and end, or
     the share of scenes that are right), null where nothing can be scored.
     """
-    counted = oof.filter(pl.col("fold").is_not_null() & pl.col("valid") & ~pl.col("recording").is_in(features.seen))
+    counts = pl.col("fold").is_not_null() & pl.col("valid") & ~pl.col("recording").is_in(features.seen)
     rows = []
-    for key in models_of(oof):
-        own = counted.filter(
-            (pl.col("view") == key.view) & (pl.col("modality") == key.modality) & (pl.col("head") == key.head)
-        )
+    for key, own in by_model(oof).items():
+        own = own.filter(counts)
         recordings = sorted(own["recording"].unique())
         value = _value(own, key, features, recordings) if recordings else None
         rows.append((key.view, key.modality, key.head, METRICS[key.task], value, len(recordings)))

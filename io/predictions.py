@@ -20,6 +20,7 @@ from talstack.io.errors import InputError
 ACTIVITY = "activity"
 TASKS = ("activity", "action", "boundary", "scene")
 SIDES = ("start", "end")
+_MOST_RUNS = 1000  # of rows of one model; with more of them the table is sorted instead
 SCHEMA: dict[str, type[pl.DataType]] = {
     "recording": pl.String,
     "segment": pl.Int32,
@@ -158,10 +159,22 @@ def scene_rows(
     return rows.with_columns(pl.lit(None, dtype=pl.Int32).alias("segment"))
 
 
+def by_model(table: pl.DataFrame) -> dict[ModelKey, pl.DataFrame]:
+    """Return every model's rows, models sorted; without a copy where the rows of a model stand together."""
+    names = ["view", "modality", "head"]
+    changes = pl.any_horizontal(pl.col(name).ne_missing(pl.col(name).shift()) for name in names)
+    starts = table.select(changes.alias("changes"))["changes"].arg_true().to_list()
+    if len(starts) > _MOST_RUNS:
+        return dict(sorted((ModelKey(*key), rows) for key, rows in table.partition_by(names, as_dict=True).items()))
+    parts: dict[ModelKey, list[pl.DataFrame]] = {}
+    for start, end in zip(starts, [*starts, table.height][1:], strict=True):
+        parts.setdefault(ModelKey(*(table[name][start] for name in names)), []).append(table[start:end])
+    return {key: pl.concat(parts[key]) for key in sorted(parts)}
+
+
 def models_of(table: pl.DataFrame, task: str | None = None) -> list[ModelKey]:
     """Return the models in the table, sorted; of one task where given."""
-    keys = sorted(ModelKey(*row) for row in table.select("view", "modality", "head").unique().iter_rows())
-    return [key for key in keys if task is None or key.task == task]
+    return [key for key in by_model(table) if task is None or key.task == task]
 
 
 def dense_probs(table: pl.DataFrame, key: ModelKey, *, index: SegmentIndex, classes: Sequence[str]) -> np.ndarray:

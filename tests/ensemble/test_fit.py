@@ -1,6 +1,6 @@
 """What is learned from out-of-fold proposals, and that nobody is decoded with what was learned from him."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import polars as pl
@@ -11,7 +11,8 @@ from talstack.ensemble import fit as fit_module
 from talstack.ensemble.curves import Curves
 from talstack.ensemble.decode import Decoder, DecodeSettings, Fitted
 from talstack.ensemble.durations import ClassDurations
-from talstack.ensemble.fit import decode_held_out, fit, fit_calibration, truth_of
+from talstack.ensemble.fit import fit, fit_calibration, truth_of
+from talstack.ensemble.held_out import HeldOutDecoder
 from talstack.ensemble.refine import BoundaryVotes
 from talstack.evaluate.map import evaluate_detections
 from talstack.io.grid import SegmentGrid
@@ -44,10 +45,14 @@ def late():
     return decoder, Curves(SegmentIndex(NAMES, (len(grid),) * len(NAMES)), action, action.max(axis=1)), instances
 
 
-def held_out(late, settings: DecodeSettings) -> pl.DataFrame:
+def held_out_decoder(late) -> HeldOutDecoder:
     decoder, curves, instances = late
     groups = {name: row % 3 for row, name in enumerate(NAMES)}
-    return decode_held_out(decoder, curves, truth_of(instances, decoder.actions), settings, groups=groups, tiou=TIOU)
+    return HeldOutDecoder(decoder, curves, truth_of(instances, decoder.actions), groups=groups, tiou=TIOU)
+
+
+def held_out(late, settings: DecodeSettings) -> pl.DataFrame:
+    return held_out_decoder(late).detections(settings)
 
 
 def scores(late, settings: DecodeSettings) -> tuple[float, ...]:
@@ -85,6 +90,28 @@ def test_some_of_the_proposals_teach_as_much_and_all_are_decoded(late, monkeypat
     one, two = (evaluate_detections(table, late[2], tiou_thresholds=TIOU).average_map for table in (whole, some))
     assert two == pytest.approx(one, abs=0.05) and not some.equals(whole)
     assert len(fit_module.thinned(np.arange(301))) == 151 and len(fit_module.thinned(np.arange(300))) == 300
+
+
+def test_what_settings_have_in_common_is_made_once_and_changes_nothing(late, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every setting there is, changed alone after others: the result is that of a decoder that has seen nothing."""
+    others = dict(
+        smoothing_s=0.5, smoothing_power=1.0, proposals="class", activity_thresholds=(0.3,), class_thresholds=(0.4,),
+        hmm=True, hmm_levels=(0.4,), hmm_weight=2.0, gap_s=1.0, labels_per_run=1, margin=1.0, contrast_weight=2.0,
+        score="plain", refine=False, start_shift_s=0.3, end_shift_s=-0.3, shortest=0.9, longest=1.05, nms="hard",
+        nms_threshold=0.2, nms_sigma=0.1, min_score=0.2, max_detections=3,
+    )  # fmt: skip
+    assert set(others) == {field.name for field in fields(DecodeSettings)}
+    used, proposed, propose = held_out_decoder(late), [], Decoder.propose
+    monkeypatch.setattr(Decoder, "propose", lambda *given: proposed.append(given) or propose(*given))
+    for name, value in others.items():
+        base = replace(LEARNED, **{"smoothing_power": {"smoothing_s": 0.5}, "hmm_levels": {"hmm": True}}.get(name, {}))
+        for settings in (base, replace(base, **{name: value}), base):
+            found = used.detections(settings)
+            assert_frame_equal(found, held_out(late, settings))
+    proposed.clear()
+    for changed in ({}, {"nms_sigma": 0.3}, {"score": "plain"}, {"end_shift_s": 0.2}, {"refine": False}):
+        used.detections(replace(LEARNED, **changed))
+    assert len(proposed) <= 1, "these settings have their proposals in common"
 
 
 def test_recordings_of_any_length_are_decoded_together_as_alone(late) -> None:

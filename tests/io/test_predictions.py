@@ -1,10 +1,11 @@
 """What boundary heads say, read from the long table."""
 
 import numpy as np
+import polars as pl
 import pytest
 
 from talstack.io.errors import InputError
-from talstack.io.predictions import ModelKey, SegmentIndex, boundary_classes, boundary_curves, segment_rows
+from talstack.io.predictions import ModelKey, SegmentIndex, boundary_classes, boundary_curves, by_model, segment_rows
 
 KEY = ModelKey("front", "rgb", "boundary-linear")
 INDEX = SegmentIndex(("a", "b"), (2, 1))
@@ -34,3 +35,27 @@ def test_other_heads_have_no_boundaries() -> None:
         boundary_curves(table, KEY, index=INDEX, segment_s=1.0)
     with pytest.raises(InputError, match="front/rgb/boundary-gbm"):
         boundary_curves(table, ModelKey("front", "rgb", "boundary-gbm"), index=INDEX, segment_s=1.0)
+
+
+def test_rows_come_apart_by_model_whatever_their_order() -> None:
+    other = ModelKey("back", "rgb", "action-gbm")
+    fold = np.zeros(INDEX.num_rows, dtype=np.int64)
+    valid = np.ones(INDEX.num_rows, dtype=bool)
+    tables = {
+        key: segment_rows(
+            key,
+            INDEX,
+            np.full((INDEX.num_rows, 500), value),
+            valid=valid,
+            fold=fold,
+            classes=[f"c{i}" for i in range(500)],
+        )
+        for key, value in ((KEY, 0.25), (other, 0.75))
+    }
+    together = pl.concat(tables.values())
+    for table in (together, pl.concat([together, tables[KEY]]), together.sample(fraction=1.0, shuffle=True, seed=0)):
+        found = by_model(table)
+        assert list(found) == [other, KEY]
+        assert sum(rows.height for rows in found.values()) == table.height
+        assert found[KEY]["prob"].unique().to_list() == [0.25] and found[other]["prob"].unique().to_list() == [0.75]
+    assert by_model(together.clear()) == {}

@@ -1,0 +1,103 @@
+"""Decoding of every group of recordings with what was learned on the others.
+
+So settings are compared on detections that nothing was fitted to. A search changes one setting at a time: what the
+last settings have in common with these is not made again.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import polars as pl
+
+from talstack.ensemble.curves import Curves
+from talstack.ensemble.decode import Decoder, DecodeSettings, Found
+from talstack.ensemble.fit import Learned, Learner, Moved, Truth
+
+Value = TypeVar("Value")
+
+# Settings by the step that they come in at; all others change the proposals.
+_SELECTION = ("margin", "contrast_weight", "nms", "nms_threshold", "nms_sigma", "min_score", "max_detections")
+_LIMITS = ("start_shift_s", "end_shift_s", "shortest", "longest", "score")
+_ENDS = ("refine",)
+_DEFAULTS = {field.name: field.default for field in fields(DecodeSettings)}
+
+
+class HeldOutDecoder:
+    """Decodes the same predictions with any settings."""
+
+    def __init__(
+        self, decoder: Decoder, curves: Curves, truth: Truth, *, groups: dict[str, int], tiou: tuple[float, ...]
+    ) -> None:
+        """Take the predictions.
+
+        Args:
+            curves: predictions that are not in-sample.
+            groups: {recording: group}; what is learned is learned on other groups than it is used on.
+            tiou: thresholds of the target metric.
+        """
+        self._decoder, self._curves, self._truth, self._tiou = decoder, curves, truth, tiou
+        self._groups = np.array([groups[name] for name in curves.index.recordings])
+        self._found: _Last[Found] = _Last()
+        self._learner: _Last[Learner] = _Last()
+        self._moved: _Last[list[Moved]] = _Last()
+        self._learned: _Last[list[Learned]] = _Last()
+
+    def found(self, settings: DecodeSettings) -> Found:
+        """Return the proposals."""
+        key = _without(settings, _SELECTION, _LIMITS, _ENDS)
+        return self._found.of(key, lambda: self._decoder.propose(self._curves, settings))
+
+    def detections(self, settings: DecodeSettings) -> pl.DataFrame:
+        """Return the detections of every group, decoded with what was learned on the other groups."""
+        if not settings.refine and settings.score == "plain":
+            found = self.found(settings)
+            return self._decoder.detect(
+                self._decoder.limited(found, found.proposals.intervals, settings)[0], settings
+            )  # fmt: skip
+        key = _without(settings, _SELECTION)
+        return pl.concat([self._shown(one, settings) for one in self._learned.of(key, lambda: self._learn(settings))])
+
+    def _shown(self, learned: Learned, settings: DecodeSettings) -> pl.DataFrame:
+        scorer = learned.fitted.scorer
+        if learned.features is None or scorer is None:
+            return self._decoder.detect(learned.refined, settings)
+        return self._decoder.select(learned.refined, scorer.scores(learned.features), settings)
+
+    def _learn(self, settings: DecodeSettings) -> list[Learned]:
+        found = self.found(settings)
+        key = _without(settings, _SELECTION, _LIMITS)
+        learner = self._learner.of(
+            _without(key, _ENDS), lambda: Learner(self._decoder, found, self._truth, self._tiou)
+        )  # fmt: skip
+
+        def move() -> list[Moved]:
+            own = self._groups[found.proposals.owner]
+            return [
+                learner.moved(own != group, shown=own == group, refine=settings.refine)
+                for group in np.unique(self._groups)
+            ]
+
+        return [learner.learned(moved, settings) for moved in self._moved.of(key, move)]
+
+
+class _Last(Generic[Value]):
+    """A value, kept as long as what it depends on stays the same."""
+
+    def __init__(self) -> None:
+        self._key: DecodeSettings | None = None
+        self._value: Value | None = None
+
+    def of(self, key: DecodeSettings, make: Callable[[], Value]) -> Value:
+        if self._key != key or self._value is None:
+            self._key = self._value = None  # never two of them in memory
+            self._value = make()
+            self._key = key
+        return self._value
+
+
+def _without(settings: DecodeSettings, *steps: tuple[str, ...]) -> DecodeSettings:
+    """Return the settings with those of some steps as by default."""
+    changed: dict[str, Any] = {name: _DEFAULTS[name] for step in steps for name in step}
+    return replace(settings, **changed)
