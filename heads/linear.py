@@ -15,8 +15,9 @@ from talstack.heads.targets import ClassColumns
 
 CLASS_WEIGHT_POWER = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}
 _AXIS_FLOOR = 1e-3  # axes with less energy than this share of the smallest penalty move a logit by about as little
-_MOST_AXES = 768  # leading ones; bounds time and memory, beyond them lies next to nothing (docs/decisions, 16)
-_CHOICE_ROWS, _CHOICE_AXES = 32768, 512  # that choices are made on: rows next to each other say nearly the same
+_MOST_AXES = 1024  # leading ones; bounds time and memory, beyond them lies next to nothing (docs/decisions, 16)
+_AXES_ROWS = 16_384  # that axes are found on
+_CHOICE_ROWS, _CHOICE_AXES = 32_768, 512  # that choices are made on: rows next to each other say nearly the same
 _BLOCK_ROWS = 8192
 
 
@@ -65,9 +66,9 @@ class LinearHead:
         learned, step = targets[:, columns.learned], -(-len(rows) // _CHOICE_ROWS)
         choice = _choose(rows[::step], learned[::step], folds[::step], context=context, link=link, config=config)
         axes = choice.axes.leading(_MOST_AXES, floor=_AXIS_FLOOR * choice.l2)
-        problem = _Problem.of(rows, learned, folds, axes, link=link, config=config)
+        problem = _Problem.whole(rows, learned, axes, link=link, config=config)
         start = _widened(choice.start, axes) if len(choice.start.bias) == learned.shape[1] else None
-        (found,) = problem.solve(range(len(problem.folds)), [choice.l2], start=start)
+        (found,) = problem.solve([0], [choice.l2], start=start)
         bias = temper(found.bias - problem.shift, problem.anchor, choice.temperature)
         weights = axes.vectors @ (found.weights / np.float32(choice.temperature))
         return cls(link, columns, Weights(weights, bias), choice.l2, choice.gain, choice.temperature)
@@ -113,15 +114,21 @@ def _choose(
     num_positives = targets.sum(axis=0)
     varied = (num_positives > 0) & (num_positives < len(rows))
     targets = targets[:, varied] if not varied.all() else targets
-    gains = config.linear_context_gain if context.any() and folds.any() else config.linear_context_gain[:1]
-    gram = mean_products(rows) if len(rows) >= rows.shape[1] else None  # else axes come from the rows' own products
+    is_open = len(np.unique(folds)) > 1  # otherwise nothing can be compared
+    gains = config.linear_context_gain if context.any() and is_open else config.linear_context_gain[:1]
+    l2s = sorted(config.linear_l2, reverse=True)
+    some = rows[:: -(-len(rows) // _AXES_ROWS)]
+    gram = mean_products(some) if len(some) >= rows.shape[1] else None  # else axes come from the rows' own products
     best: _Choice | None = None
     for gain in gains:
         scale = np.where(context, np.float32(gain), np.float32(1))
-        axes = Axes.of(rows, floor=_AXIS_FLOOR * min(config.linear_l2), scale=scale, gram=gram)
+        axes = Axes.of(some, floor=_AXIS_FLOOR * min(config.linear_l2), scale=scale, gram=gram)
         axes = replace(axes, vectors=axes.vectors * scale[:, None])
+        if not is_open:
+            bias = _anchor(targets, link)
+            start = Weights(np.zeros((axes.vectors.shape[1], len(bias)), np.float32), bias)
+            return _Choice(axes, l2s[len(l2s) // 2], 0.0, start, gain=gain)
         problem = _Problem.of(rows, targets, folds, axes.leading(_CHOICE_AXES), link=link, config=config)
-        l2s = sorted(config.linear_l2, reverse=True)
         found = problem.choose_l2(l2s, near=None if best is None else best.l2)
         choice = replace(found, gain=gain, axes=axes)
         if best is None or choice.loss < best.loss:
@@ -151,10 +158,10 @@ class _Choice:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Problem:
-    """Training rows along their principal axes, ordered by inner fold.
+    """Training rows along their principal axes, by inner fold.
 
     Attributes:
-        rows: the N rows, their targets and weights.
+        rows: the N rows, their targets and weights; inner folds are slices of them.
         axes: those, scaled as the columns of the rows are.
         folds: the rows of each inner fold.
         shift: (C,) what weighting adds to the logits, to be taken off again, so that probabilities stay honest.
@@ -179,6 +186,7 @@ class _Problem:
         link: Link,
         config: HeadsConfig,
     ) -> "_Problem":
+        """Return the problem with its rows rotated, which pays where they are looked at many times."""
         order = np.argsort(folds, kind="stable")
         along = np.empty((len(rows), axes.vectors.shape[1]), dtype=np.float32)
         for start in range(0, len(rows), _BLOCK_ROWS):
@@ -188,9 +196,16 @@ class _Problem:
         parts = tuple(slice(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True))
         targets = np.ascontiguousarray(targets[order])
         weights, shift = _class_weights(targets, link, CLASS_WEIGHT_POWER[config.class_weight])
-        rate = targets.mean(axis=0, dtype=np.float64)
-        anchor = np.log(rate) - (np.log1p(-rate) if link == "sigmoid" else 0.0)
-        return cls(Rows.all_of(along, targets, weights), axes, parts, link, shift, anchor.astype(np.float32))
+        return cls(Rows.all_of(along, targets, weights), axes, parts, link, shift, _anchor(targets, link))
+
+    @classmethod
+    def whole(
+        cls, rows: np.ndarray, targets: np.ndarray, axes: Axes, *, link: Link, config: HeadsConfig
+    ) -> "_Problem":  # fmt: skip
+        """Return the problem of all rows, as one part and as they are."""
+        weights, shift = _class_weights(targets, link, CLASS_WEIGHT_POWER[config.class_weight])
+        part = slice(0, len(rows))
+        return cls(Rows.all_of(rows, targets, weights, axes), axes, (part,), link, shift, _anchor(targets, link))
 
     def solve(
         self,
@@ -203,7 +218,7 @@ class _Problem:
         """Return a solution per penalty on some inner folds; a class that is constant there keeps zero weights."""
         part = self.rows.only([self.folds[fold] for fold in folds])
         learned = np.flatnonzero(self.learned_on(part))
-        size = (self.rows.rows.shape[1], self.rows.targets.shape[1])
+        size = (self.rows.width, self.rows.targets.shape[1])
         solutions = [Weights(np.zeros(size, np.float32), np.zeros(size[1], np.float32)) for _ in l2s]
         if not len(learned):
             return solutions
@@ -219,7 +234,7 @@ class _Problem:
         return (part.num_positives > 0) & (part.num_positives < part.num_rows)
 
     def choose_l2(self, l2s: Sequence[float], *, near: float | None = None) -> _Choice:
-        """Return the penalty with the least log-loss on held-out inner folds; the middle one where there is no choice.
+        """Return the penalty with the least log-loss on held-out inner folds, of which there are two or more.
 
         Penalties are tried from the largest down, and no further once the loss rises: the small ones cost most.
 
@@ -227,9 +242,6 @@ class _Problem:
             l2s: descending.
             near: the one to begin with; from there it goes up only where the way down does not pay at once.
         """
-        if len(self.folds) < 2:
-            nothing = Weights(np.zeros((self.rows.rows.shape[1], len(self.anchor)), np.float32), self.anchor)
-            return _Choice(self.axes, l2s[len(l2s) // 2], 0.0, nothing)
         first = 0 if near is None else l2s.index(near)
         best = self._try(l2s[first], [None for _ in self.folds])
         for way in (l2s[first + 1 :], l2s[:first][::-1]):
@@ -281,6 +293,12 @@ def _widened(start: Weights, axes: Axes) -> Weights:
     known = start.weights[: len(weights)]
     weights[: len(known)] = known
     return Weights(weights, start.bias)
+
+
+def _anchor(targets: np.ndarray, link: Link) -> np.ndarray:
+    """Return the logits of the classes' rates, (C,) float32."""
+    rate = targets.mean(axis=0, dtype=np.float64)
+    return (np.log(rate) - (np.log1p(-rate) if link == "sigmoid" else 0.0)).astype(np.float32)
 
 
 def _class_weights(targets: np.ndarray, link: Link, power: float) -> tuple[np.ndarray | None, np.ndarray]:

@@ -76,3 +76,17 @@ def test_axes_of_few_wide_rows_are_those_of_their_covariance(rows: np.ndarray) -
     np.testing.assert_allclose(axes.energies, expected, rtol=1e-4)
     np.testing.assert_allclose(axes.vectors.T @ axes.vectors, np.eye(len(axes.energies)), atol=1e-4)
     np.testing.assert_allclose(wide @ axes.vectors @ axes.vectors.T, wide, atol=1e-3)
+
+
+def test_rows_as_they_are_give_the_solution_of_rotated_ones() -> None:
+    rng = np.random.default_rng(3)
+    rows = (rng.normal(size=(5000, 12)) @ rng.normal(size=(12, 12))).astype(np.float32)
+    targets = rows @ rng.normal(size=(12, 3)) + rng.normal(size=(5000, 3)) > 0
+    axes = Axes.of(rows, floor=0.0).leading(9)
+    for link, classes in (("sigmoid", targets), ("softmax", np.eye(3, dtype=bool)[targets.argmax(axis=1)])):
+        problems = (Rows.all_of(rows @ axes.vectors, classes), Rows.all_of(rows, classes, axes=axes))
+        parts = (problem.only([slice(0, 2500), slice(3000, 5000)]) for problem in problems)
+        rotated, as_they_are = (next(logistic_path(part, [0.01], link=link, tolerance=1e-6)) for part in parts)
+        assert as_they_are.weights.shape == (9, 3)
+        np.testing.assert_allclose(as_they_are.weights, rotated.weights, atol=2e-3)
+        np.testing.assert_allclose(as_they_are.bias, rotated.bias, atol=2e-3)
