@@ -37,9 +37,9 @@ from talstack.heads.features import GroupFeatures, group_of
 from talstack.heads.gbm import GbmHead
 from talstack.heads.inner_folds import inner_folds
 from talstack.heads.linear import LinearHead
-from talstack.heads.model import design_settings
+from talstack.heads.model import card_path, design_settings
 from talstack.heads.reduction import Scaler
-from talstack.heads.run import run_heads
+from talstack.heads.run import plan_jobs, run_heads
 from talstack.heads.targets import task_targets
 from talstack.io.extraction import FeatureSet
 from talstack.io.manifest import Manifest
@@ -51,6 +51,7 @@ from heads_data import SEGMENT_S, make_features, make_manifest, make_store  # no
 from heads_mhad import accuracy_table  # noqa: E402
 
 TABLES = ("linear", "gbm", "growth", "run-linear", "run-gbm", "changed")
+VIEW = "view0"
 Timed = tuple[float, np.ndarray]
 NO_SEARCH: dict[str, Any] = {
     "proposals": ("both",), "hmm": (False,), "smoothing_s": (0.0,), "gap_s": (0.0,), "nms_sigma": (0.5,),
@@ -285,22 +286,31 @@ def show_changed(out: Path, jobs: int) -> None:
     for column in ("", "heads fitted", "heads, s", "ensemble, s", "together, s", "average mAP"):
         table.add_column(column, justify="left" if not column else "right")
     base: dict[str, Any] = {"learners": ("linear",)}
-    for name, heads, ensemble in (
-        ("linear heads, first time", base, {}),
-        ("boundary heads see less context", {**base, "boundary_context": ()}, {}),
-        ("nothing but the stacker's penalty", {**base, "boundary_context": ()}, {"shared_l2": (10.0,)}),
-        ("boundary heads, intervals not searched", {**base, "boundary_context": (2,)}, NO_SEARCH),
+    less, one = {**base, "boundary_context": ()}, f"{VIEW}/rgb/boundary-linear"
+    for name, heads, ensemble, again in (
+        ("linear heads, first time", base, {}, ""),
+        ("boundary heads see less context", less, {}, ""),
+        ("nothing but the stacker's penalty", less, {"shared_l2": (10.0,)}, ""),
+        ("boundary heads, intervals not searched", {**base, "boundary_context": (2,)}, NO_SEARCH, ""),
+        ("one view's boundary head", less, {"shared_l2": (3.0,)}, one),
+        ("one view's boundary head, intervals not searched", less, NO_SEARCH, one),
     ):
-        _, seconds, _, fitted, ensemble_s, average = run_step(out, "run-linear", heads, ensemble, jobs)
+        _, seconds, _, fitted, ensemble_s, average = run_step(out, "run-linear", heads, ensemble, jobs, again)
         row = (name, fitted, seconds, ensemble_s, f"{float(seconds) + float(ensemble_s):.0f}", average)
         click.echo("  ".join(row), err=True)
         table.add_row(*row)
     show(table)
 
 
-def run_step(out: Path, folder: str, heads: dict[str, Any], ensemble: dict[str, Any] | None, jobs: int) -> list[str]:
-    """Run heads, and the ensemble if any, in a process of its own; return processor seconds, and what it prints."""
-    child = repr((folder, heads, ensemble))
+def run_step(
+    out: Path, folder: str, heads: dict[str, Any], ensemble: dict[str, Any] | None, jobs: int, again: str = ""
+) -> list[str]:
+    """Run heads, and the ensemble if any, in a process of its own; return processor seconds, and what it prints.
+
+    Args:
+        again: a head that is fitted although it is there, as if its settings had changed.
+    """
+    child = repr((folder, heads, ensemble, again))
     command = [sys.executable, "-P", __file__, str(out), "--child", child, "--jobs", str(jobs)]
     before = os.times()
     found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
@@ -316,16 +326,20 @@ def run_child(features: FeatureSet, out: Path, settings: str, jobs: int) -> None
     from talstack.ensemble.config import EnsembleConfig
     from talstack.ensemble.run import run_ensemble
 
-    folder, heads, ensemble = ast.literal_eval(settings)
+    folder, heads, ensemble, again = ast.literal_eval(settings)
+    config = HeadsConfig(**heads)
+    for job in plan_jobs(features, out / folder, config):
+        if str(job.key) == again:
+            card_path(job.folder, job.key).unlink()
     started = time.monotonic()
-    results, _ = run_heads(features, out / folder, config=HeadsConfig(**heads), jobs=jobs)
+    results, _ = run_heads(features, out / folder, config=config, jobs=jobs)
     seconds = time.monotonic() - started
     peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     fitted = sum(result.outcome == "fitted" for result in results)
     click.echo(f"{seconds:.0f} {max(peaks) / 1000:.0f} {fitted}")
     if ensemble is not None:
-        started, config = time.monotonic(), EnsembleConfig(combiners=(), **ensemble)
-        found = run_ensemble(features.manifest, out / folder, config=config, jobs=jobs, singles=False)
+        started, combined = time.monotonic(), EnsembleConfig(combiners=(), **ensemble)
+        found = run_ensemble(features.manifest, out / folder, config=combined, jobs=jobs, singles=False)
         assert found.metrics is not None
         average = found.metrics["detections"]["stack"]["average_map"]
         click.echo(f"{time.monotonic() - started:.0f} {100 * average:.1f}")
