@@ -12,6 +12,7 @@ side and going back to earlier settings fits nothing.
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import joblib
 import lightgbm
 import polars as pl
 import scipy
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from threadpoolctl import threadpool_limits
 
 from talstack.heads.components import ComponentsJob, make_components, plan_components
@@ -37,6 +39,7 @@ from talstack.io.manifest import Manifest
 from talstack.io.predictions import SCHEMA, ModelKey
 
 _FOLDER_DIGITS = 12
+_NAMED = 4  # heads in a message
 _SHARED_SETTINGS = ("clip", "class_weight", "inner_folds", "seed")
 
 
@@ -155,14 +158,14 @@ def fit_tasks(tasks: Sequence[HeadTask], *, jobs: int, cluster: Cluster | None =
         for number, (task, plan) in enumerate(zip(tasks, plans, strict=True))
         for fold in plan.models
     )
-    gathered: dict[int, list[tuple[FoldFit, float]]] = {}
-    for number, part, seconds in fitted:
-        parts = gathered.setdefault(number, [])
-        parts.append((part, seconds))
-        if len(parts) == len(plans[number].models):
-            del gathered[number]
-            found = together(tasks[number].job.key, [part for part, _ in parts], plans[number])
-            yield _save(tasks[number].job, found, sum(seconds for _, seconds in parts))
+    gathered: dict[int, list[tuple[FoldFit, float]]] = {number: [] for number in range(len(tasks))}
+    with _told_of_deaths(lambda: "fitting " + _listed([tasks[number].job.key for number in gathered])):
+        for number, part, seconds in fitted:
+            gathered[number].append((part, seconds))
+            if len(gathered[number]) == len(plans[number].models):
+                parts = gathered.pop(number)
+                found = together(tasks[number].job.key, [part for part, _ in parts], plans[number])
+                yield _save(tasks[number].job, found, sum(seconds for _, seconds in parts))
 
 
 def _numbered(
@@ -209,16 +212,33 @@ def _died(arguments: tuple[Any, ...], text: str) -> Any:
     raise TalstackError(f"{what}: {text}; heads that are done are kept, run the command again to go on")
 
 
+@contextmanager
+def _told_of_deaths(doing: Callable[[], str]) -> Iterator[None]:
+    """Say what was left to do where a process of this machine has died; which part of it was under way is not known."""
+    try:
+        yield
+    except TerminatedWorkerError as error:
+        raise TalstackError(
+            f"{doing()}: a process died (out of memory?); heads that are done are kept, run the command again with fewer "
+            "--jobs to go on"
+        ) from error
+
+
+def _listed(keys: Sequence[ModelKey]) -> str:
+    return ", ".join(map(str, keys[:_NAMED])) + (f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else "")
+
+
 def _make_components(tasks: Sequence[HeadTask], jobs: int, cluster: Cluster | None) -> None:
     """Make the components that heads to be fitted share, each once."""
     shared = {tuple(task.job.components.files.values()): task for task in tasks if task.job.components is not None}
-    _parallel(jobs, cluster)(
-        joblib.delayed(make_components)(
-            task.job.components, task.features, FoldPlan.of(task.features.manifest, task.features.seen, task.config)
+    with _told_of_deaths(lambda: "finding components"):
+        _parallel(jobs, cluster)(
+            joblib.delayed(make_components)(
+                task.job.components, task.features, FoldPlan.of(task.features.manifest, task.features.seen, task.config)
+            )
+            for task in shared.values()
+            if task.job.components is not None and task.job.components.missing()
         )
-        for task in shared.values()
-        if task.job.components is not None and task.job.components.missing()
-    )
 
 
 def cached_result(job: HeadJob) -> HeadResult | None:

@@ -1,15 +1,20 @@
 """A run's heads: every group and task, done once per fingerprint, whatever the number of processes."""
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
+from talstack.heads import run as run_module
 from talstack.heads.config import HeadsConfig
 from talstack.heads.crossfit import FoldPlan, cross_fit
 from talstack.heads.features import read_group
@@ -264,3 +269,27 @@ def test_heads_on_shared_components_equal_heads_on_the_features(
         (pl.col("view") == "front") & (pl.col("head") == "action-linear")
     )
     np.testing.assert_allclose(shared["prob"], alone["prob"], atol=5e-3)
+
+
+def test_death_of_a_process_is_told_with_what_is_left_and_what_is_done_is_kept(
+    make_features: MakeFeatures, quick: HeadsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(quick, learners=("linear",))
+    work = run_module._numbered
+
+    def dies(number: int, job: run_module.HeadJob, *given: Any) -> Any:
+        if job.key.head == "scene-linear":
+            time.sleep(3)  # until others are done
+            os.kill(os.getpid(), signal.SIGKILL)
+        return work(number, job, *given)
+
+    done: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module, "_numbered", dies)
+        with pytest.raises(TalstackError, match=r"fitting .*front/rgb/scene-linear.*: a process died.*fewer --jobs"):
+            run_heads(
+                make_features(), tmp_path, config=config, jobs=2, report=lambda result: done.append(str(result.key))
+            )
+    assert done and not any("scene" in name for name in done)
+    found, _ = outcomes(make_features(), tmp_path, config)
+    assert {name for name, outcome in found.items() if outcome == "cached"} >= set(done)
