@@ -17,7 +17,7 @@ from talstack.extract.item import NetworkOrder
 from talstack.io.errors import TalstackError
 from talstack.io.files import canonical_json, read_json, write_json
 
-CANDIDATES = ("onnxruntime", "openvino", "folded", "eager")  # compile is never tried unasked: it takes minutes
+CANDIDATES = ("onnxruntime", "openvino", "folded", "eager")  # compile is slower than the first
 CODE_VERSION = 3  # raise when a runtime's code changes, so that machines measure again
 TOLERANCE = 1e-4  # of the largest feature: how far a runtime may be from the module
 

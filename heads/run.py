@@ -219,8 +219,8 @@ def _told_of_deaths(doing: Callable[[], str]) -> Iterator[None]:
         yield
     except TerminatedWorkerError as error:
         raise TalstackError(
-            f"{doing()}: a process died (out of memory?); heads that are done are kept, run the command again with fewer "
-            "--jobs to go on"
+            f"{doing()}: a process died (out of memory?); heads that are done are kept, run the command again with "
+            "fewer --jobs to go on"
         ) from error
 
 
