@@ -9,13 +9,14 @@ import polars as pl
 from threadpoolctl import threadpool_limits
 
 from talstack.heads.components import num_shared, reduced
-from talstack.heads.crossfit import rows_of
+from talstack.heads.crossfit import mean_predictions, rows_of
 from talstack.heads.features import GroupFeatures, read_group
+from talstack.heads.members import load_models
 from talstack.heads.model import TrainedHead
 from talstack.io.errors import InputError, MissingInputError, ModelError
 from talstack.io.extraction import FeatureSet
 from talstack.io.files import read_json
-from talstack.io.predictions import SCHEMA
+from talstack.io.predictions import SCHEMA, ModelKey, SegmentIndex
 
 
 def apply_heads(run: Path, features: FeatureSet) -> pl.DataFrame:
@@ -44,9 +45,8 @@ def apply_heads(run: Path, features: FeatureSet) -> pl.DataFrame:
     with threadpool_limits(limits=1):  # as in training: the same numbers whatever the number of threads
         for (view, modality), cards in _cards(record, run).items():
             if (view, modality) in features.groups:
-                heads = [TrainedHead.load(card) for card in cards]
-                group = _reduced(read_group(features, view, modality), heads, record["config"])
-                tables += _predictions(group, heads)
+                group = read_group(features, view, modality)
+                tables += _predictions(group, [load_models(card) for card in cards], record["config"])
     if not tables:
         known = ", ".join(sorted({f"{view}/{modality}" for view, modality in _cards(record, run)}))
         there = ", ".join("/".join(group) for group in features.groups)
@@ -91,14 +91,23 @@ def _reduced(group: GroupFeatures, heads: list[TrainedHead], config: Mapping[str
     return reduced(group, widest) if fits else group  # what does not fit is refused by the head
 
 
-def _predictions(group: GroupFeatures, heads: list[TrainedHead]) -> Iterator[pl.DataFrame]:
-    for head in heads:
-        pooled = head.key.task == "scene"
-        usable = group if pooled or group.aligned.all() else group.subset(group.aligned)
-        if not usable.recordings:
-            continue
-        probs, valid = head.predict_proba(usable)
+def _predictions(
+    group: GroupFeatures, heads: list[dict[int, TrainedHead]], config: Mapping[str, Any]
+) -> Iterator[pl.DataFrame]:
+    """Yield each head's rows, the mean of its models; those that left out the same fold share their components."""
+    parts: dict[ModelKey, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
+    about: dict[ModelKey, tuple[SegmentIndex, tuple[str, ...]]] = {}
+    for fold in sorted({fold for models in heads for fold in models}):
+        models = [by_fold[fold] for by_fold in heads if fold in by_fold]
+        components = _reduced(group, models, config)
+        for head in models:
+            pooled = head.key.task == "scene"
+            usable = components if pooled or group.aligned.all() else components.subset(group.aligned)
+            if usable.recordings:
+                probs, valid = head.predict_proba(usable)
+                parts.setdefault(head.key, []).append((np.ones(len(probs), dtype=bool), probs, valid))
+                about[head.key] = usable.index, head.classes
+    for key, (index, classes) in about.items():
+        probs, valid = mean_predictions(parts[key])
         nowhere = np.full(len(probs), -1, dtype=np.int64)
-        yield rows_of(head.key, usable.index, probs, valid=valid, fold=nowhere, classes=head.classes).select(
-            SCHEMA.keys()
-        )
+        yield rows_of(key, index, probs, valid=valid, fold=nowhere, classes=classes).select(SCHEMA.keys())

@@ -70,6 +70,11 @@ class HeadsConfig:
     gbm_l2: float = setting(10.0, "gbm: penalty on leaf values")
     fit_splits: tuple[str, ...] = setting(("train", "val"), "splits whose folds the heads learn from")
     fit_on: Literal["all", "unseen"] = setting("all", "unseen: learn only from recordings the backbone has not seen")
+    others_by: Literal["refit", "folds"] = setting(
+        "refit",
+        "what predicts recordings without a fold (test) and those of `talstack predict`: refit = one more model, of "
+        "all training recordings; folds = the mean of the folds' models",
+    )
     seed: int = setting(0, "inner folds, and the rows and columns of each tree")
 
     def __post_init__(self) -> None:

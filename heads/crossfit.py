@@ -22,15 +22,17 @@ class FoldPlan:
     Attributes:
         folds: {recording: fold} of the recordings that are predicted out of fold.
         learn: the recordings, all of them in `folds`, that any model may be fitted on.
+        others_by: what predicts the recordings that are not in `folds`, as in `HeadsConfig`.
     """
 
     folds: Mapping[str, int]
     learn: frozenset[str]
+    others_by: str = "refit"
 
     @property
     def models(self) -> tuple[int, ...]:
-        """Which models a head has: one without each fold, and -1, that of all, last."""
-        return (*sorted(set(self.folds.values())), -1)
+        """Which models a head has: one without each fold, and -1, that of all, last, where that predicts others."""
+        return (*sorted(set(self.folds.values())), *([-1] if self.others_by == "refit" else []))
 
     @classmethod
     def of(cls, manifest: Manifest, seen: Iterable[str], config: HeadsConfig) -> "FoldPlan":
@@ -49,7 +51,7 @@ class FoldPlan:
         learn = frozenset(folds) - (frozenset(seen) if config.fit_on == "unseen" else frozenset())
         if not learn:
             raise InputError('heads.fit_on = "unseen", but the backbone has seen every recording with a fold')
-        return cls(folds, learn)
+        return cls(folds, learn, config.others_by)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,10 +59,11 @@ class FoldFit:
     """One of the models of a cross-fitted head, and what it says of the recordings that are its to predict.
 
     Attributes:
-        fold: which recordings it has not seen; -1: it is fitted on all, and predicts those without a fold.
+        fold: which recordings it has not seen; -1: it is fitted on all.
         index: the segments of the whole group.
         classes: names of the probability columns.
-        rows: (N,) bool, which of the group's rows it predicts; recordings for scenes, else segments.
+        rows: (N,) bool, which of the group's rows it predicts, alone or with others; recordings for scenes, else
+            segments.
         probs, valid: of these rows, (n, C) float32 and (n,) bool.
         head: the model; None where no training recording has labelled features.
     """
@@ -80,12 +83,13 @@ class CrossFit:
 
     Attributes:
         table: its rows of the out-of-fold table.
-        head: fitted on all recordings of the plan; None where none of them has labelled features.
+        heads: by fold, what predicts recordings without a fold: the one fitted on all recordings of the plan, -1, or
+            the models of the folds, whose mean does; empty where no recording has labelled features.
         num_unpredicted: recordings left without a prediction because no training recording had labelled features.
     """
 
     table: pl.DataFrame
-    head: TrainedHead | None
+    heads: Mapping[int, TrainedHead]
     num_unpredicted: int
 
 
@@ -95,7 +99,7 @@ def cross_fit(
     """Return the predictions of a head for every recording of the group, and the head itself.
 
     A recording with a fold is predicted by a model that saw no recording of that fold; the others by the model
-    fitted on all.
+    fitted on all, or by the mean of all models.
     """
     return together(
         key, [fit_fold(key, group, targets, fold=fold, plan=plan, config=config) for fold in plan.models], plan
@@ -113,29 +117,51 @@ def fit_fold(
     folds = _folds_of(group.index, plan)
     learn = np.array([name in plan.learn for name in group.recordings], dtype=bool)
     own = folds == fold
-    rows = own if key.task == "scene" else own[group.row_recordings]
+    shares = plan.others_by == "folds"
+    predicted = own | (folds == -1) if shares else own
+    rows = predicted if key.task == "scene" else predicted[group.row_recordings]
     probs = np.full((int(rows.sum()), len(targets.classes)), np.nan, dtype=np.float32)
     valid = np.zeros(len(probs), dtype=bool)
     head = None
-    if fold == -1 or own.any():
+    if fold == -1 or shares or own.any():
         head = TrainedHead.fit(key, group, targets, train=learn & (folds != fold), folds=folds, config=config)
     if head is not None and rows.any():
-        probs, valid = head.predict_proba(group.subset(own))
+        probs, valid = head.predict_proba(group.subset(predicted))
     return FoldFit(fold, group.index, targets.classes, rows, probs, valid, head)
 
 
 def together(key: ModelKey, parts: Sequence[FoldFit], plan: FoldPlan) -> CrossFit:
-    """Return what the models of all folds, -1 among them, make together."""
-    whole = next(part for part in parts if part.fold == -1)
-    folds = _folds_of(whole.index, plan)
-    probs = np.full((len(whole.rows), len(whole.classes)), np.nan, dtype=np.float32)
-    valid = np.zeros(len(whole.rows), dtype=bool)
-    for part in parts:
-        probs[part.rows], valid[part.rows] = part.probs, part.valid
-    row_fold = folds if key.task == "scene" else folds[whole.index.row_recordings]
-    num_unpredicted = sum(int((folds == part.fold).sum()) for part in parts if part.head is None)
-    table = rows_of(key, whole.index, probs, valid=valid, fold=row_fold, classes=whole.classes)
-    return CrossFit(table, whole.head, num_unpredicted)
+    """Return what the models of a plan, all of them, make together; where several predict, their mean counts."""
+    index, classes = parts[0].index, parts[0].classes
+    folds = _folds_of(index, plan)
+    probs, valid = mean_predictions(
+        [(part.rows, part.probs, part.valid) for part in sorted(parts, key=lambda part: part.fold)]
+    )
+    row_fold = folds if key.task == "scene" else folds[index.row_recordings]
+    heads = {part.fold: part.head for part in parts if part.head is not None}
+    unpredicted = np.isin(folds, [part.fold for part in parts if part.head is None])
+    if -1 in plan.models:
+        heads = {-1: heads[-1]} if -1 in heads else {}
+    elif not heads:
+        unpredicted |= folds == -1
+    table = rows_of(key, index, probs, valid=valid, fold=row_fold, classes=classes)
+    return CrossFit(table, heads, int(unpredicted.sum()))
+
+
+def mean_predictions(parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean (N, C) float32 of several models' predictions, NaN where none is valid, and (N,) bool.
+
+    Args:
+        parts: of each model, which of the N rows it predicts, (N,) bool, and of these (n, C) float32 and (n,) bool.
+    """
+    rows, first, _ = parts[0]
+    total, count = np.zeros((len(rows), first.shape[1]), dtype=np.float64), np.zeros(len(rows), dtype=np.int64)
+    for rows, probs, valid in parts:
+        total[np.flatnonzero(rows)[valid]] += probs[valid]
+        count[np.flatnonzero(rows)[valid]] += 1
+    mean = np.full(total.shape, np.nan, dtype=np.float32)
+    np.divide(total, count[:, None], out=mean, where=count[:, None] > 0, casting="same_kind")
+    return mean, count > 0
 
 
 def rows_of(

@@ -101,9 +101,13 @@ class TrainedHead:
             probs[valid] = self.learner.predict_proba(rows[valid])
         return probs, valid
 
-    def save(self, folder: Path) -> dict[str, Any]:
-        """Write the head's files; return its card, which the caller completes and hands to `write_card`."""
-        stem = folder / self.key.head
+    def save(self, folder: Path, name: str = "") -> dict[str, Any]:
+        """Write the head's files; return its card, which the caller completes and hands to `write_card`.
+
+        Args:
+            name: what they are called; as the head by default.
+        """
+        stem = folder / (name or self.key.head)
         design = write_arrays(stem.with_name(stem.name + ".design.safetensors"), self.design.arrays())
         files = [design, *self.learner.save(stem)]
         return {

@@ -1,7 +1,7 @@
 """Stage two of a run: every head of every (view, modality), in parallel, each done once per fingerprint.
 
 RUN/heads/<view>-<modality>/components/              what the heads of a group share (heads.components)
-RUN/heads/<view>-<modality>/<fingerprint>/<head>.*   the head's files (heads.model) and its <head>.oof.parquet
+RUN/heads/<view>-<modality>/<fingerprint>/<head>.*   the head's files (heads.members) and its <head>.oof.parquet
 RUN/oof.parquet                                      all out-of-fold predictions, one long table
 RUN/heads.json                                       what the table holds and what it was made from; written last
 
@@ -29,6 +29,7 @@ from talstack.heads.components import ComponentsJob, make_components, plan_compo
 from talstack.heads.config import HeadsConfig
 from talstack.heads.crossfit import CrossFit, FoldFit, FoldPlan, fit_fold, together
 from talstack.heads.inputs import HeadInputs
+from talstack.heads.members import save_models
 from talstack.heads.model import FORMAT_VERSION, card_path, read_card, write_card
 from talstack.io.cluster import AHEAD, Cluster, ClusterBackend
 from talstack.io.config import to_dict
@@ -40,7 +41,7 @@ from talstack.io.predictions import SCHEMA, ModelKey
 
 _FOLDER_DIGITS = 12
 _NAMED = 4  # heads in a message
-_SHARED_SETTINGS = ("clip", "class_weight", "inner_folds", "seed")
+_SHARED_SETTINGS = ("clip", "class_weight", "inner_folds", "others_by", "seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +177,7 @@ def _numbered(
 
 
 def fit_model(job: HeadJob, features: FeatureSet, config: HeadsConfig, fold: int) -> FoldFit:
-    """Fit the model of a head that has not seen a fold, -1 for that of all; only the latter is kept whole."""
+    """Fit the model of a head that has not seen a fold, -1 for that of all."""
     with threadpool_limits(limits=1):
         inputs = HeadInputs.of(job.key, job.components, features, name=job.fingerprint)
         plan, group = FoldPlan.of(features.manifest, features.seen, config), inputs.group(fold)
@@ -186,15 +187,15 @@ def fit_model(job: HeadJob, features: FeatureSet, config: HeadsConfig, fold: int
 def _save(job: HeadJob, fitted: CrossFit, seconds: float) -> HeadResult:
     """Write a head's files; the card comes last."""
     card: dict[str, Any] = {"format_version": FORMAT_VERSION, "files": {}}
-    if fitted.head is not None:
-        card = fitted.head.save(job.folder)
+    if fitted.heads:
+        card = save_models(fitted.heads, job.folder)
         table_file = _table_path(job)
         _write_table(table_file, fitted.table)
         card["files"][table_file.name] = sha256_file(table_file)
     card |= {"fingerprint": job.fingerprint, "num_unpredicted": fitted.num_unpredicted}
     write_card(card_path(job.folder, job.key), card)
     _remove_older_layout(job)
-    outcome = "skipped" if fitted.head is None else "fitted"
+    outcome = "fitted" if fitted.heads else "skipped"
     return HeadResult(job.key, outcome, fitted.num_unpredicted, job.fingerprint, seconds)
 
 

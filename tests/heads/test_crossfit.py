@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from talstack.heads.config import HeadsConfig
-from talstack.heads.crossfit import FoldPlan, cross_fit
+from talstack.heads.crossfit import FoldPlan, cross_fit, fit_fold
 from talstack.heads.features import GroupFeatures
 from talstack.heads.targets import task_targets
 from talstack.io.errors import InputError
@@ -123,7 +123,7 @@ def test_a_view_that_only_one_fold_has_leaves_it_unpredicted(
     key = ModelKey("ego", "rgb", "action-linear")
     targets = task_targets("action", manifest, part, 0.5)
     found = cross_fit(key, part, targets, plan=FoldPlan.of(manifest, (), quick), config=quick)
-    assert found.num_unpredicted == len(fold) and found.head is not None
+    assert found.num_unpredicted == len(fold) and set(found.heads) == {-1}
     own = found.table.filter(pl.col("recording").is_in(fold))
     assert not own["valid"].any() and own["prob"].is_nan().all()
     assert found.table.filter(pl.col("recording") == "r8")["valid"].all()
@@ -144,3 +144,36 @@ def test_invalid_segments_have_no_prediction(group: GroupFeatures, manifest: Man
 def test_folds_are_needed(manifest: Manifest, quick: HeadsConfig) -> None:
     with pytest.raises(InputError, match="0 folds among the recordings of split train, val"):
         FoldPlan.of(manifest.with_folds(manifest.folds.clear()), (), quick)
+
+
+@pytest.mark.parametrize("head", ["action-linear", "scene-gbm"])
+def test_the_mean_of_the_folds_models_predicts_others_where_it_is_asked_for(
+    head: str, group: GroupFeatures, manifest: Manifest, quick: HeadsConfig
+) -> None:
+    key, config = ModelKey("front", "rgb", head), replace(quick, others_by="folds")
+    targets = task_targets(key.task, manifest, group, 0.5)
+    plan = FoldPlan.of(manifest, (), config)
+    assert plan.models == tuple(sorted(set(plan.folds.values()))), "no model of all is fitted"
+    found = cross_fit(key, group, targets, plan=plan, config=config)
+    assert set(found.heads) == set(plan.models) and found.num_unpredicted == 0
+    refitted, known = predict(head, group, manifest, quick), pl.col("fold").is_not_null()
+    assert found.table.filter(known).equals(refitted.filter(known)), "out of fold nothing changes"
+    others = [name for name in group.recordings if name not in plan.folds]
+    of_one = group.subset(np.isin(group.recordings, others))
+    models = [fit_fold(key, group, targets, fold=fold, plan=plan, config=config).head for fold in plan.models]
+    mean = np.mean([model.predict_proba(of_one)[0] for model in models if model is not None], axis=0)
+    np.testing.assert_allclose(probs_of(found.table, others), mean.ravel(), rtol=1e-5)
+    assert not np.allclose(mean.ravel(), probs_of(refitted, others), atol=1e-4)
+
+
+def test_a_view_that_only_one_fold_has_is_predicted_elsewhere_by_the_other_folds_models(
+    group: GroupFeatures, manifest: Manifest, quick: HeadsConfig
+) -> None:
+    fold = manifest.folds.filter(pl.col("fold") == 1)["recording"].to_list()
+    part = group.subset(np.isin(group.recordings, [*fold, "r8"]))
+    key, config = ModelKey("ego", "rgb", "action-linear"), replace(quick, others_by="folds")
+    plan = FoldPlan.of(manifest, (), config)
+    found = cross_fit(key, part, task_targets("action", manifest, part, 0.5), plan=plan, config=config)
+    assert found.num_unpredicted == len(fold) and set(found.heads) == set(plan.models) - {1}
+    assert not found.table.filter(pl.col("recording").is_in(fold))["valid"].any()
+    assert found.table.filter(pl.col("recording") == "r8")["valid"].all()

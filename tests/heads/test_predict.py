@@ -228,3 +228,28 @@ def test_features_are_the_same_where_all_that_makes_them_is() -> None:
     hashes = {one.recipe_hash("ego", "rgb"), *(other.recipe_hash("ego", "rgb") for other in changed)}
     assert len(hashes) == 1 + len(changed)
     assert {other.recipe_hash("ego", "audio") for other in changed[3:]} == {one.recipe_hash("ego", "audio")}
+
+
+def test_models_of_the_folds_predict_others_as_they_did_in_the_run(
+    make_features: Callable[..., FeatureSet], manifest: Manifest, others: Manifest, quick: HeadsConfig, tmp_path: Path
+) -> None:
+    """With components of their own (`wide`), which each fold's models have learned from."""
+    for name, config in {
+        "stored": replace(quick, others_by="folds"),
+        "components": replace(quick, others_by="folds", linear_components=4, gbm_components=3),
+    }.items():
+        run = tmp_path / name
+        results, _ = run_heads(make_features(), run, config=config)
+        assert {result.outcome for result in results} == {"fitted"}
+        known = pl.read_parquet(run / "oof.parquet").filter(pl.col("fold").is_null())
+        found = apply_heads(run, opened(others, run))
+        assert_frame_equal(found.drop("fold"), known.drop("fold"), check_row_order=False, abs_tol=2e-3)
+        assert {result.outcome for result in run_heads(make_features(), run, config=config)[0]} == {"cached"}
+    card = next((tmp_path / "stored").glob("heads/*/*/action-linear.fold1.json"))
+    card.write_text(card.read_text().replace("temperature", "temperatura"))
+    with pytest.raises(ModelError, match="fold1.json: damaged"):
+        apply_heads(tmp_path / "stored", opened(others, tmp_path / "stored"))
+    results, _ = run_heads(make_features(), tmp_path / "stored", config=replace(quick, others_by="folds"))
+    assert [str(result.key) for result in results if result.outcome == "fitted"] == [
+        f"{view}/rgb/action-linear" for view in ("ego", "front") if f"{view}-rgb" == card.parent.parent.name
+    ]
