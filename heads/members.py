@@ -19,7 +19,8 @@ def save_models(heads: Mapping[int, TrainedHead], folder: Path) -> dict[str, Any
     """Write the models of a head by fold; return its card, which the caller completes and hands to `write_card`."""
     if REFITTED in heads:
         return heads[REFITTED].save(folder)
-    members, files = {}, {}
+    members: dict[str, str] = {}
+    files: dict[str, str] = {}
     for fold, head in sorted(heads.items()):
         stem = f"{head.key.head}.fold{fold}"
         card = head.save(folder, stem)
