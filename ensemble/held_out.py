@@ -47,6 +47,9 @@ class HeldOutDecoder:
     def found(self, settings: DecodeSettings) -> Found:
         """Return the proposals."""
         key = _without(settings, _SELECTION, _LIMITS, _ENDS)
+        if not self._found.holds(key):
+            for made_of_it in (self._learner, self._moved, self._learned):
+                made_of_it.forget()
         return self._found.of(key, lambda: self._decoder.propose(self._curves, settings))
 
     def detections(self, settings: DecodeSettings) -> pl.DataFrame:
@@ -89,11 +92,16 @@ class _Last(Generic[Value]):
         self._key: DecodeSettings | None = None
         self._value: Value | None = None
 
+    def holds(self, key: DecodeSettings) -> bool:
+        return self._value is not None and self._key == key
+
+    def forget(self) -> None:
+        self._key = self._value = None
+
     def of(self, key: DecodeSettings, make: Callable[[], Value]) -> Value:
-        if self._key != key or self._value is None:
-            self._key = self._value = None  # never two of them in memory
-            self._value = make()
-            self._key = key
+        if self._value is None or self._key != key:
+            self.forget()  # never two of them in memory
+            self._value, self._key = make(), key
         return self._value
 
 
