@@ -233,7 +233,7 @@ def test_features_are_the_same_where_all_that_makes_them_is() -> None:
 def test_models_of_the_folds_predict_others_as_they_did_in_the_run(
     make_features: Callable[..., FeatureSet], manifest: Manifest, others: Manifest, quick: HeadsConfig, tmp_path: Path
 ) -> None:
-    """With components of their own (`wide`), which each fold's models have learned from."""
+    """On the stored features, and on components, of which each fold's models have their own."""
     for name, config in {
         "stored": replace(quick, others_by="folds"),
         "components": replace(quick, others_by="folds", linear_components=4, gbm_components=3),
@@ -245,6 +245,11 @@ def test_models_of_the_folds_predict_others_as_they_did_in_the_run(
         found = apply_heads(run, opened(others, run))
         assert_frame_equal(found.drop("fold"), known.drop("fold"), check_row_order=False, abs_tol=2e-3)
         assert {result.outcome for result in run_heads(make_features(), run, config=config)[0]} == {"cached"}
+        refit = replace(config, others_by="refit")
+        assert {result.outcome for result in run_heads(make_features(), run / "b", config=refit)[0]} == {"fitted"}
+        assert not set(path.parent.name for path in run.glob("heads/*/*/*.json")) & {
+            path.parent.name for path in run.glob("b/heads/*/*/*.json") if path.parent.name != "components"
+        }, "another setting is another fingerprint"
     card = next((tmp_path / "stored").glob("heads/*/*/action-linear.fold1.json"))
     card.write_text(card.read_text().replace("temperature", "temperatura"))
     with pytest.raises(ModelError, match="fold1.json: damaged"):
