@@ -38,12 +38,12 @@ def command(  # noqa: PLR0913 - one parameter per option
     out-of-fold recordings that the backbone has not seen. Features that are still to be extracted are listed, and the
     exit code is 1.
     """
-    import polars as pl
 
     from talstack.cli.config import load_config
     from talstack.heads.quality import quality_table
     from talstack.io.extraction import FeatureSet
     from talstack.io.manifest import Manifest
+    from talstack.io.predictions import read_table
     from talstack.io.runs import record_data
 
     check_backend(backend, scheduler)
@@ -54,7 +54,7 @@ def command(  # noqa: PLR0913 - one parameter per option
         results, written = _run(features, run.resolve(), config.heads, jobs, cluster)
     config.save_resolved(run)
     record_data(run, data, store)
-    quality = quality_table(pl.read_parquet(run / "oof.parquet"), features)
+    quality = quality_table(read_table(run / "oof.parquet"), features)
     if as_json:
         click.echo(json.dumps(_summary(run, results, quality, features, written=written), allow_nan=False))
     else:

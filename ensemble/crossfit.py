@@ -22,6 +22,7 @@ from talstack.ensemble.stack import SHARES, Stack, mixed
 from talstack.ensemble.stacker import TrainingRows, fit_stackers
 from talstack.ensemble.weighted import ClassMean, combine, greedy_weights, negative_log_loss
 from talstack.io.errors import LeakError
+from talstack.io.predictions import folds_in
 
 BY_CLASS = "weighted_by_class"  # the combiner whose mean is part of the stack
 MAX_GROUPS = 5  # where the folds do not tell the recordings apart
@@ -96,9 +97,7 @@ def learnable_folds(
     Raises:
         LeakError: fewer than two recordings are left.
     """
-    folds = dict(
-        table.filter(pl.col("fold").is_not_null()).select("recording", "fold").unique().sort("recording").iter_rows()
-    )
+    folds = {name: fold for name, fold in folds_in(table) if fold is not None}
     left = {name: fold for name, fold in folds.items() if name not in set(seen) | set(scored)}
     if len(left) < 2:
         raise LeakError(

@@ -37,7 +37,7 @@ from talstack.io.errors import InputError, ModelError, TalstackError
 from talstack.io.extraction import FeatureSet
 from talstack.io.files import atomic_path, canonical_json, read_json, sha256_file, sha256_text, write_json
 from talstack.io.manifest import Manifest
-from talstack.io.predictions import SCHEMA, ModelKey
+from talstack.io.predictions import SCHEMA, ModelKey, read_table
 
 _FOLDER_DIGITS = 12
 _NAMED = 4  # heads in a message
@@ -263,7 +263,7 @@ def _remove_older_layout(job: HeadJob) -> None:
 
 def read_tables(jobs: Iterable[HeadJob]) -> pl.DataFrame:
     """Return the out-of-fold table of fitted heads, `talstack.io.predictions.SCHEMA`, in the order of the jobs."""
-    return pl.concat([pl.read_parquet(_table_path(job)) for job in jobs])
+    return pl.concat([read_table(_table_path(job)) for job in jobs])
 
 
 def _write_run(
