@@ -157,7 +157,10 @@ def test_the_mean_of_the_folds_models_predicts_others_where_it_is_asked_for(
     found = cross_fit(key, group, targets, plan=plan, config=config)
     assert set(found.heads) == set(plan.models) and found.num_unpredicted == 0
     refitted, known = predict(head, group, manifest, quick), pl.col("fold").is_not_null()
-    assert found.table.filter(known).equals(refitted.filter(known)), "out of fold nothing changes"
+    ours, theirs = found.table.filter(known), refitted.filter(known)
+    assert ours.drop("prob").equals(theirs.drop("prob")), "out of fold nothing changes"
+    # but rounding: a product of more rows at once may add up in another order
+    np.testing.assert_allclose(ours["prob"].to_numpy(), theirs["prob"].to_numpy(), rtol=1e-5)
     others = [name for name in group.recordings if name not in plan.folds]
     of_one = group.subset(np.isin(group.recordings, others))
     models = [fit_fold(key, group, targets, fold=fold, plan=plan, config=config).head for fold in plan.models]
