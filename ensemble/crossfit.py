@@ -19,7 +19,7 @@ from talstack.ensemble.direct import direct_weights
 from talstack.ensemble.evidence import Evidence
 from talstack.ensemble.hierarchical import Penalty
 from talstack.ensemble.stack import SHARES, Stack, mixed
-from talstack.ensemble.stacker import TrainingRows, fit_stackers
+from talstack.ensemble.stacker import TrainingRows, fit_stackers, predict_each
 from talstack.ensemble.weighted import ClassMean, combine, greedy_weights, negative_log_loss
 from talstack.io.errors import LeakError
 from talstack.io.predictions import folds_in
@@ -237,7 +237,7 @@ def _predict_held_out(
 ) -> tuple[list[Curves], list[np.ndarray]]:
     """Return the held-out predictions of every penalty, and those of every number of trees."""
     rows = _rows(fit, config)
-    logistic = [stacker.predict(held_out.evidence) for stacker in fit_stackers(rows, penalties=penalties)]
+    logistic = predict_each(fit_stackers(rows, penalties=penalties), held_out.evidence)
     if not with_trees:
         return logistic, []
     rounds = sorted(config.gbm_rounds)

@@ -43,7 +43,7 @@ class ClassWeights:
 
 
 def fit_path(
-    features: np.ndarray,
+    features: np.ndarray | Sequence[np.ndarray],
     targets: np.ndarray,
     penalties: Sequence[Penalty],
     *,
@@ -54,7 +54,8 @@ def fit_path(
     """Yield the solution for each penalty; each starts from the one before.
 
     Args:
-        features: (C, N, F) float32, about zero mean and unit variance.
+        features: (C, N, F) float32, about zero mean and unit variance; or those of each class's rows that have a
+            weight alone, C times (n, F).
         targets: (C, N) bool or float.
         row_weights: (C, N) how much each row counts for each class; None for 1. Rows with 0 cost nothing.
         tolerance: largest gradient entry of the mean loss at which to stop.
@@ -67,12 +68,17 @@ def fit_path(
 class _Problem:
     """The rotated problem; `params` holds shared weights in row 0, then one deviation per class, bias last."""
 
-    def __init__(self, features: np.ndarray, targets: np.ndarray, row_weights: np.ndarray | None) -> None:
-        num_classes, self.num_rows, num_features = features.shape
+    def __init__(
+        self, features: np.ndarray | Sequence[np.ndarray], targets: np.ndarray, row_weights: np.ndarray | None
+    ) -> None:
+        num_classes, self.num_rows = targets.shape
         kept = np.ones(targets.shape, dtype=bool) if row_weights is None else row_weights > 0
         self.row_weights = None if row_weights is None else row_weights[kept]
         self.parts = np.cumsum([0, *kept.sum(axis=1)])
-        parts = [features[c][kept[c]] for c in range(num_classes)]
+        parts = list(features)
+        if isinstance(features, np.ndarray):
+            parts = [features[c][kept[c]] for c in range(num_classes)]
+        num_features = parts[0].shape[1]
         gram = sum(part.T @ self._weighted(part, c) for c, part in enumerate(parts))
         energies, axes = np.linalg.eigh(np.asarray(gram, dtype=np.float64) / (num_classes * self.num_rows))
         self.energies = np.concatenate([np.maximum(energies, 0.0), [1.0]])

@@ -101,18 +101,7 @@ class Stacker:
         Raises:
             ModelError: the evidence has other actions or scenes.
         """
-        check_classes(evidence, self.actions, self.scenes)
-        evidence = evidence.with_models(self.models)
-        ratio = self.prior.log_ratio(evidence.scene_probs)
-        action, activity = [], []
-        for row, (_, rows) in enumerate(evidence.index.slices()):
-            probs, any_probs = evidence.action_probs[:, rows], evidence.activity_probs[:, rows]
-            features = self.action_scaling.apply(action_features(probs, any_probs, self.neighbours))
-            action.append(self.action_weights.probs(with_prior(features, ratio[[row]])))
-            features = self.activity_scaling.apply(activity_features(probs, any_probs, self.neighbours))
-            stacked = self.activity_weights.probs(features)
-            activity.append(mean_of(np.stack([stacked[:, 0], mean_of(any_probs, fallback=stacked[:, 0])])))
-        return Curves(evidence.index, np.concatenate(action), np.concatenate(activity))
+        return predict_each([self], evidence)[0]
 
     def save(self, folder: Path, **parts: Any) -> None:
         """Write stacker.safetensors and stacker.json; the JSON comes last and says what the other `parts` are."""
@@ -176,6 +165,33 @@ class Stacker:
             "activity.weights": self.activity_weights.weights,
             "activity.bias": self.activity_weights.bias,
         }
+
+
+def predict_each(stackers: Sequence[Stacker], evidence: Evidence) -> list[Curves]:
+    """Return what each of several stackers predicts that `fit_stackers` made of the same rows.
+
+    Raises:
+        ModelError: the evidence has other actions or scenes.
+    """
+    first = stackers[0]
+    check_classes(evidence, first.actions, first.scenes)
+    evidence = evidence.with_models(first.models)
+    ratio = first.prior.log_ratio(evidence.scene_probs)
+    action: list[list[np.ndarray]] = [[] for _ in stackers]
+    activity: list[list[np.ndarray]] = [[] for _ in stackers]
+    for row, (_, rows) in enumerate(evidence.index.slices()):
+        probs, any_probs = evidence.action_probs[:, rows], evidence.activity_probs[:, rows]
+        features = first.action_scaling.apply(action_features(probs, any_probs, first.neighbours))
+        features = with_prior(features, ratio[[row]])
+        any_features = first.activity_scaling.apply(activity_features(probs, any_probs, first.neighbours))
+        for number, stacker in enumerate(stackers):
+            action[number].append(stacker.action_weights.probs(features))
+            stacked = stacker.activity_weights.probs(any_features)[:, 0]
+            activity[number].append(mean_of(np.stack([stacked, mean_of(any_probs, fallback=stacked)])))
+    return [
+        Curves(evidence.index, np.concatenate(one), np.concatenate(any_one))
+        for one, any_one in zip(action, activity, strict=True)
+    ]
 
 
 def with_prior(features: np.ndarray, ratio: np.ndarray) -> np.ndarray:
@@ -252,10 +268,9 @@ def fit_stackers(rows: TrainingRows, *, penalties: Sequence[Penalty]) -> list[St
     taken, pair_weights = sampled_pairs(rows)
     weights = np.zeros(rows.targets.size, dtype=np.float32)
     weights[taken] = pair_weights
-    action_fits = fit_path(
-        with_prior(action_scaling.apply(rows.action), rows.ratio), rows.targets.T, penalties,
-        row_weights=weights.reshape(rows.targets.shape).T,
-    )  # fmt: skip
+    weights = weights.reshape(rows.targets.shape).T
+    pairs = _pair_features(rows, action_scaling, weights > 0)
+    action_fits = fit_path(pairs, rows.targets.T, penalties, row_weights=weights)
     any_action = np.asarray(rows.targets.any(axis=1))[None, :]
     activity_fits = fit_path(activity_scaling.apply(rows.activity), any_action, penalties)
     return [
@@ -273,6 +288,14 @@ def fit_stackers(rows: TrainingRows, *, penalties: Sequence[Penalty]) -> list[St
         )
         for penalty, action_weights, activity_weights in zip(penalties, action_fits, activity_fits, strict=True)
     ]
+
+
+def _pair_features(rows: TrainingRows, scaling: Scaling, taken: np.ndarray) -> list[np.ndarray]:
+    """Return the finished features of the (segment, action) pairs that are `taken`, (C, N) bool; by action, (n, F)."""
+    classes, places = np.nonzero(taken)
+    scaled = scaling.apply(rows.action[:, :, places, classes][..., None])
+    finished = with_prior(scaled, rows.ratio[places, classes][:, None])[0]
+    return np.split(finished, np.cumsum(taken.sum(axis=1))[:-1])
 
 
 def sampled_pairs(rows: TrainingRows) -> tuple[np.ndarray, np.ndarray]:
