@@ -189,8 +189,14 @@ def _least_loss(predictions: Sequence[Sequence[np.ndarray]], held_out: Sequence[
     return int(np.argmin(losses))
 
 
-def fit_stack(training: Training, chosen: Chosen, *, config: EnsembleConfig) -> Stack:
-    """Return the chosen stackers, fitted on all of `training`."""
+def fit_stack(
+    training: Training, chosen: Chosen, *, config: EnsembleConfig, weights: np.ndarray | None = None
+) -> Stack:
+    """Return the chosen stackers, fitted on all of `training`.
+
+    Args:
+        weights: `fit_weights` by class, where they are there already.
+    """
     rows = _rows(training, config)
     logistic = fit_stackers(rows, penalties=[chosen.penalty])[0]
     boosted = None
@@ -198,7 +204,8 @@ def fit_stack(training: Training, chosen: Chosen, *, config: EnsembleConfig) -> 
         boosted = fit_boosted(rows, num_rounds=chosen.num_rounds, config=config)
     mean = None
     if config.stack_mean:
-        weights = fit_weights(training, config=config, combiner=BY_CLASS)
+        if weights is None:
+            weights = fit_weights(training, config=config, combiner=BY_CLASS)
         mean = ClassMean(training.evidence.models, training.evidence.actions, weights)
     return Stack(logistic, boosted, chosen.share, mean, config.stack_mean)
 
@@ -211,6 +218,23 @@ def cross_fit_weighted(
         delayed(_weigh_held_out)(fit, held_out, config, combiner) for fit, held_out in training.splits()
     )
     return _joined(training, parts)
+
+
+def fit_and_cross_fit_weighted(
+    training: Training, combiners: Collection[str], *, config: EnsembleConfig, jobs: int = 1
+) -> dict[str, tuple[np.ndarray, Curves]]:
+    """Return what `fit_weights` and `cross_fit_weighted` do, for several combiners side by side."""
+    splits = list(training.splits())
+    weigh = delayed(fit_weights)
+    found = Parallel(n_jobs=jobs, prefer="threads")(
+        weigh(part, config=config, combiner=name) for name in combiners for part in [training, *[f for f, _ in splits]]
+    )
+    several = {}
+    for number, name in enumerate(combiners):
+        weights, *without = found[number * (len(splits) + 1) :][: len(splits) + 1]
+        parts = [combine(part.evidence, own) for (_, part), own in zip(splits, without, strict=True)]
+        several[name] = weights, _joined(training, parts)
+    return several
 
 
 def fit_weights(training: Training, *, config: EnsembleConfig, combiner: str = "weighted") -> np.ndarray:

@@ -20,9 +20,8 @@ from talstack.ensemble.crossfit import (
     BY_CLASS,
     Training,
     cross_fit_stacker,
-    cross_fit_weighted,
+    fit_and_cross_fit_weighted,
     fit_stack,
-    fit_weights,
     learnable_folds,
     refuse_leaks,
 )
@@ -235,11 +234,12 @@ def fit_systems(
     training: Training, evidence: Evidence, folder: Path, *, config: EnsembleConfig, jobs: int
 ) -> tuple[list[System], dict[str, Any]]:
     """Return all systems, stack first, and what was learned; the models are saved into the folder."""
-    by_class = None
-    if config.stack_mean:  # a part of the stack, and a combiner of its own
-        by_class = cross_fit_weighted(training, config=config, combiner=BY_CLASS, jobs=jobs)
+    named = ("weighted", *config.combiners)
+    learned = {name for name in named if name != "vote"} | ({BY_CLASS} if config.stack_mean else set())
+    weighed = fit_and_cross_fit_weighted(training, sorted(learned), config=config, jobs=jobs)
+    class_weights, by_class = weighed.get(BY_CLASS, (None, None))  # a part of the stack, and a combiner of its own
     held_out, chosen = cross_fit_stacker(training, config=config, mean=by_class, jobs=jobs)
-    stack = fit_stack(training, chosen, config=config)
+    stack = fit_stack(training, chosen, config=config, weights=class_weights)
     stack.save(folder)
     models = training.evidence.models
     evidence = evidence.with_models(models)
@@ -247,20 +247,17 @@ def fit_systems(
         System("stack", held_out, stack.predict(evidence)),
         System("mean", combine(training.evidence), combine(evidence)),
     ]
-    weights = {}
-    for name in ("weighted", *config.combiners):
+    for name in named:
         if name == "vote":
             systems.append(System(name, vote(training.evidence), vote(evidence)))
-            continue
-        if name == BY_CLASS and stack.mean is not None and by_class is not None:
-            weights[name], held_out = stack.mean.weights, by_class
         else:
-            weights[name] = fit_weights(training, config=config, combiner=name)
-            held_out = cross_fit_weighted(training, config=config, combiner=name, jobs=jobs)
-        systems.append(System(name, held_out, combine(evidence, weights[name])))
-    named = {name: _named_weights(training.evidence, values) for name, values in weights.items()}
-    write_json(folder / "weights.json", named["weighted"])
-    write_json(folder / "weights_of_combiners.json", named)
+            weights, held_out = weighed[name]
+            systems.append(System(name, held_out, combine(evidence, weights)))
+    weights_of = {
+        name: _named_weights(training.evidence, weights) for name, (weights, _) in weighed.items() if name in named
+    }
+    write_json(folder / "weights.json", weights_of["weighted"])
+    write_json(folder / "weights_of_combiners.json", weights_of)
     for key in models:
         systems.append(
             System(str(key), combine(training.evidence.with_models([key])), combine(evidence.with_models([key])))
@@ -268,7 +265,7 @@ def fit_systems(
     return systems, {
         "penalty": asdict(chosen.penalty),
         "stacker": {"kind": config.stacker, "num_rounds": chosen.num_rounds, "share": chosen.share},
-        "weights": named["weighted"],
+        "weights": weights_of["weighted"],
     }
 
 

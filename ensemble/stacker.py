@@ -268,9 +268,9 @@ def fit_stackers(rows: TrainingRows, *, penalties: Sequence[Penalty]) -> list[St
     taken, pair_weights = sampled_pairs(rows)
     weights = np.zeros(rows.targets.size, dtype=np.float32)
     weights[taken] = pair_weights
-    weights = weights.reshape(rows.targets.shape).T
-    pairs = _pair_features(rows, action_scaling, weights > 0)
-    action_fits = fit_path(pairs, rows.targets.T, penalties, row_weights=weights)
+    by_action = weights.reshape(rows.targets.shape).T
+    pairs = _pair_features(rows, action_scaling, by_action > 0)
+    action_fits = fit_path(pairs, rows.targets.T, penalties, row_weights=by_action)
     any_action = np.asarray(rows.targets.any(axis=1))[None, :]
     activity_fits = fit_path(activity_scaling.apply(rows.activity), any_action, penalties)
     return [
