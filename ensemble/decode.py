@@ -20,7 +20,7 @@ from talstack.ensemble.nms import Method, suppress, top_k
 from talstack.ensemble.proposals import Proposals, Runs, join_runs, labelled
 from talstack.ensemble.refine import BoundaryVotes, EdgeModel, edge_features
 from talstack.ensemble.runs import crossings, threshold_runs
-from talstack.ensemble.scoring import Scorer, plain_scores, score_features
+from talstack.ensemble.scoring import Scorer, plain_scores, run_features, with_deviation
 from talstack.ensemble.smoothing import class_lengths, smooth
 from talstack.io.detections import DETECTION_SCHEMA
 from talstack.io.grid import SegmentGrid
@@ -230,9 +230,13 @@ class Decoder:
 
     def score_features(self, found: Found) -> np.ndarray:
         """Return what the fitted score of refined proposals is made of, (n, F)."""
+        return self.finished(found, run_features(found.at, found.proposals))
+
+    def finished(self, found: Found, features: np.ndarray) -> np.ndarray:
+        """Return the same, where the `run_features` of the proposals are there already."""
         proposals = found.proposals
         length = proposals.intervals[:, 1] - proposals.intervals[:, 0]
-        return score_features(found.at, proposals, self.durations.deviation(proposals.label, length))
+        return with_deviation(features, self.durations.deviation(proposals.label, length))
 
     def _smoothed(self, values: np.ndarray, name: str, settings: DecodeSettings) -> np.ndarray:
         if settings.smoothing_s <= 0:

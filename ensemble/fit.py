@@ -13,7 +13,7 @@ from talstack.ensemble.calibration import Calibration
 from talstack.ensemble.decode import Decoder, DecodeSettings, Fitted, Found
 from talstack.ensemble.proposals import Proposals
 from talstack.ensemble.refine import EdgeModel
-from talstack.ensemble.scoring import Scorer
+from talstack.ensemble.scoring import Scorer, run_features
 from talstack.evaluate.map import match_for_map
 from talstack.io.intervals import aligned_tiou
 
@@ -54,6 +54,7 @@ class Moved:
 
     Attributes:
         found: the proposals, as they were.
+        rows: (n,) which of the learner's they are.
         own: (n,) bool, which of them were learned from.
         shown: (n,) bool, which others the models are to be applied to.
         models: one per round of refinement; none where nothing is refined.
@@ -61,6 +62,7 @@ class Moved:
     """
 
     found: Found
+    rows: np.ndarray
     own: np.ndarray
     shown: np.ndarray
     models: tuple[EdgeModel, ...]
@@ -99,7 +101,7 @@ class Learner:
         rows = np.sort(np.concatenate([thinned(np.flatnonzero(part & ~shown)), np.flatnonzero(shown)]))
         found, own = self._found.rows(rows), part[rows]
         models, intervals = self._edges(found, rows, own) if refine else ((), found.proposals.intervals)
-        return Moved(found, own, shown[rows], models, intervals)
+        return Moved(found, rows, own, shown[rows], models, intervals)
 
     def learned(self, moved: Moved, settings: DecodeSettings) -> Learned:
         """Return what is left of moved proposals with these settings, and the score that was learned for them."""
@@ -107,7 +109,7 @@ class Learner:
         own, on_show = moved.own[left], moved.shown[left]
         if settings.score == "plain":
             return Learned(Fitted(moved.models), refined.rows(on_show), None)
-        features = self._decoder.score_features(refined)
+        features = self._decoder.finished(refined, self._run_features[moved.rows[left]])
         best, _ = self._instances.nearest(refined.proposals.rows(own))
         quality = (best[:, None] >= np.array(self._tiou)).mean(axis=1)
         scorer = Scorer.fit(features[own], quality, l2=SCORE_L2)
@@ -117,6 +119,13 @@ class Learner:
     def _features(self) -> np.ndarray:
         """Those of the unrefined ends of all proposals."""
         return self._decoder.edge_features(self._found, self._found.proposals.intervals)
+
+    @cached_property
+    def _run_features(self) -> np.ndarray:
+        """Those of the score of all proposals that refinement does not change; a part at a time, for memory's sake."""
+        every = np.arange(len(self._found.proposals.label))
+        parts = (self._found.rows(part) for part in np.array_split(every, -(-len(every) // MAX_ROWS) or 1))
+        return np.concatenate([run_features(part.at, part.proposals) for part in parts])
 
     def _edges(self, found: Found, rows: np.ndarray, own: np.ndarray) -> tuple[tuple[EdgeModel, ...], np.ndarray]:
         """Return the models of `ROUNDS` refinements, each on what the one before has moved, and all moved intervals.

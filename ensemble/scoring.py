@@ -23,6 +23,7 @@ MARGINS = (0.15, 0.5)  # surroundings that a proposal is contrasted with, as a s
 LEAST_ROWS = 60
 STEPS = 30  # Newton steps at most
 FEATURES = 14
+DEVIATION = slice(9, 11)  # the columns that depend on the refined ends
 
 
 def plain_scores(means: RowMeans, found: Proposals, *, margin: float, contrast_weight: float) -> np.ndarray:
@@ -31,12 +32,20 @@ def plain_scores(means: RowMeans, found: Proposals, *, margin: float, contrast_w
     return means.inside(found.runs.intervals, found.label + 1) * contrast**contrast_weight
 
 
-def score_features(means: RowMeans, found: Proposals, deviation: np.ndarray) -> np.ndarray:
+def with_deviation(features: np.ndarray, deviation: np.ndarray) -> np.ndarray:
     """Return what the fitted score is made of, (n, FEATURES) float64.
 
     Args:
-        deviation: (n,) standard deviations that the log duration lies from the class's mean.
+        features: `run_features` of the proposals.
+        deviation: (n,) standard deviations that the log of the refined duration lies from the class's mean.
     """
+    features = features.copy()
+    features[:, DEVIATION] = np.column_stack([deviation, np.square(np.clip(deviation, -4, 4))])
+    return features
+
+
+def run_features(means: RowMeans, found: Proposals) -> np.ndarray:
+    """Return what the fitted score is made of as far as refinement changes nothing there, else 0, (n, FEATURES)."""
     intervals, label = found.runs.intervals, found.label
     nothing = np.zeros(len(label), dtype=np.int64)
     every = means.inside(intervals, slice(1, None))
@@ -54,7 +63,7 @@ def score_features(means: RowMeans, found: Proposals, deviation: np.ndarray) -> 
             _log(means.contrast(intervals, label + 1, margin)),
             _log(means.contrast(intervals, nothing, margin)),
         ]
-    columns += [np.minimum(*steps)[:, 0], np.maximum(*steps)[:, 0], deviation, np.square(np.clip(deviation, -4, 4))]
+    columns += [np.minimum(*steps)[:, 0], np.maximum(*steps)[:, 0], *[np.zeros(len(label))] * 2]
     columns += [np.log(found.runs.level / (1 - found.runs.level)), found.runs.curve == 0, found.runs.markov]
     return np.stack(columns, axis=1).astype(np.float64)
 

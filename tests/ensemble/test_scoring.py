@@ -1,5 +1,7 @@
 """The fitted score and its calibration."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.special import expit
@@ -8,7 +10,15 @@ from sklearn.linear_model import LogisticRegression
 from talstack.ensemble.calibration import BLOCK, Calibration
 from talstack.ensemble.curves import CurveMeans
 from talstack.ensemble.proposals import Proposals, Runs
-from talstack.ensemble.scoring import FEATURES, LEAST_ROWS, Scorer, plain_scores, score_features
+from talstack.ensemble.scoring import (
+    DEVIATION,
+    FEATURES,
+    LEAST_ROWS,
+    Scorer,
+    plain_scores,
+    run_features,
+    with_deviation,
+)
 
 
 def test_regression_is_the_penalised_logistic_one() -> None:
@@ -50,9 +60,15 @@ def test_full_extent_has_more_contrast_than_the_peak_inside_it() -> None:
     found = Proposals(runs, np.zeros(2, dtype=int), np.array([0, 0]), intervals)
     full, peak = plain_scores(means, found, margin=0.2, contrast_weight=1.0)
     assert full > peak
-    features = score_features(means, found, np.array([0.0, -2.0]))
+    features = with_deviation(run_features(means, found), np.array([0.0, -2.0]))
     assert features.shape == (2, FEATURES)
     assert features[0, 3] > features[1, 3]  # contrast with the near surroundings
+    unrefined = run_features(means, found)
+    np.testing.assert_array_equal(run_features(means, replace(found, intervals=intervals + 0.3)), unrefined)
+    changed = np.flatnonzero((features != unrefined).any(axis=0))
+    assert list(changed) == list(range(FEATURES))[DEVIATION], "nothing else depends on the refined ends"
+    np.testing.assert_array_equal(features[:, DEVIATION], [[0.0, 0.0], [-2.0, 4.0]])
+    assert not unrefined[:, DEVIATION].any()
 
 
 def test_calibrated_score_is_the_precision_and_keeps_the_ranking() -> None:
