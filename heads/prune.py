@@ -55,7 +55,9 @@ def find_leftovers(
     if not (run / _CARD).is_file():
         raise MissingInputError(f"{run / _CARD}: no such file, so nothing says what is in use; run `talstack heads`")
     limit_s = (time.time() if now_s is None else now_s) - older_than_days * DAY_S
-    parts = [_leftover(path, "ablation") for path in sorted((run / "ablation").glob("*/")) if _is_part(path)]
+    parts = [
+        part for path in sorted((run / "ablation").glob("*/")) if _is_part(path) for part in _there(path, "ablation")
+    ]
     given_up = [part for part in parts if ablations and part.changed_s < limit_s]
     records = [run / _CARD, *(path / _CARD for path in sorted((run / "ablation").glob("*/")))]
     gone = {part.path for part in given_up}
@@ -101,16 +103,24 @@ def _unused(run: Path, used: set[Path]) -> Iterator[Leftover]:
     for group in sorted((run / "heads").glob("*/")):
         for folder in sorted(group.glob("*/")):
             if folder.name != "components" and folder.resolve() not in used:
-                yield _leftover(folder, "heads of other settings")
+                yield from _there(folder, "heads of other settings")
         for path in sorted((group / "components").glob("*.safetensors")):
             if not path.name.startswith(TEMPORARY_PREFIX) and path.resolve() not in used:
-                yield _leftover(path, "components of other settings")
+                yield from _there(path, "components of other settings")
         for path in sorted(group.rglob(f"{TEMPORARY_PREFIX}*")):
-            yield _leftover(path, "temporary")
+            yield from _there(path, "temporary")
 
 
 def _is_part(folder: Path) -> bool:
     return (folder / _CARD).is_file() or (folder / _DONE).is_file()
+
+
+def _there(path: Path, reason: Reason) -> Iterator[Leftover]:
+    """Yield what lies there; nothing where some of it is removed meanwhile: then another process is at work on it."""
+    try:
+        yield _leftover(path, reason)
+    except FileNotFoundError:
+        return
 
 
 def _leftover(path: Path, reason: Reason) -> Leftover:
