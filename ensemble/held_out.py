@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from talstack.ensemble.curves import Curves
-from talstack.ensemble.decode import Decoder, DecodeSettings, Found
+from talstack.ensemble.decode import NOTHING, Decoder, DecodeSettings, Fitted, Found
 from talstack.ensemble.fit import Learned, Learner, Moved, Truth
 
 Value = TypeVar("Value")
@@ -62,6 +62,14 @@ class HeldOutDecoder:
         key = _without(settings, _SELECTION)
         return pl.concat([self._shown(one, settings) for one in self._learned.of(key, lambda: self._learn(settings))])
 
+    def fitted(self, settings: DecodeSettings) -> Fitted:
+        """Return what the settings ask for, learned on all groups, as `talstack.ensemble.fit.fit` does."""
+        if not settings.refine and settings.score == "plain":
+            return NOTHING
+        every = np.ones(len(self.found(settings).proposals.label), dtype=bool)
+        learner = self._learner_of(settings)
+        return learner.learned(learner.moved(every, shown=~every, refine=settings.refine), settings).fitted
+
     def _shown(self, learned: Learned, settings: DecodeSettings) -> pl.DataFrame:
         scorer = learned.fitted.scorer
         if learned.features is None or scorer is None:
@@ -70,10 +78,7 @@ class HeldOutDecoder:
 
     def _learn(self, settings: DecodeSettings) -> list[Learned]:
         found = self.found(settings)
-        key = _without(settings, _SELECTION, _LIMITS)
-        learner = self._learner.of(
-            _without(key, _ENDS), lambda: Learner(self._decoder, found, self._truth, self._tiou)
-        )  # fmt: skip
+        learner = self._learner_of(settings)
 
         def move() -> list[Moved]:
             own = self._groups[found.proposals.owner]
@@ -82,7 +87,12 @@ class HeldOutDecoder:
                 for group in np.unique(self._groups)
             ]
 
+        key = _without(settings, _SELECTION, _LIMITS)
         return [learner.learned(moved, settings) for moved in self._moved.of(key, move)]
+
+    def _learner_of(self, settings: DecodeSettings) -> Learner:
+        found, key = self.found(settings), _without(settings, _SELECTION, _LIMITS, _ENDS)
+        return self._learner.of(key, lambda: Learner(self._decoder, found, self._truth, self._tiou))
 
 
 class _Last(Generic[Value]):

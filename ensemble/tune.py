@@ -22,7 +22,7 @@ from talstack.ensemble.config import EnsembleConfig
 from talstack.ensemble.crossfit import refuse_leaks
 from talstack.ensemble.curves import Curves
 from talstack.ensemble.decode import NOTHING, Decoder, DecodeSettings, Fitted
-from talstack.ensemble.fit import Truth, fit, fit_calibration, truth_of
+from talstack.ensemble.fit import Truth, fit_calibration, truth_of
 from talstack.ensemble.held_out import HeldOutDecoder
 from talstack.evaluate.bootstrap import compare_detections
 from talstack.evaluate.map import evaluate_detections
@@ -175,8 +175,9 @@ def fit_all(
         held_out: `problem.held_out()`, at best one that has just seen these settings.
         detections: what it gives for them.
     """
-    fitted = fit(problem.decoder, held_out.found(settings), problem.truth, settings, tiou=TARGET_TIOU)
-    return replace(fitted, calibration=fit_calibration(detections, problem.instances, tiou=TARGET_TIOU))
+    return replace(
+        held_out.fitted(settings), calibration=fit_calibration(detections, problem.instances, tiou=TARGET_TIOU)
+    )
 
 
 def nested_average_map(problem: Problem, *, config: EnsembleConfig, confidence: float = CONFIDENCE) -> float | None:

@@ -135,6 +135,22 @@ def test_recordings_of_any_length_are_decoded_together_as_alone(late) -> None:
         assert_frame_equal(together, alone, abs_tol=1e-9)
 
 
+@pytest.mark.parametrize("most", [fit_module.MAX_ROWS, 400])
+def test_what_held_out_decoding_has_made_already_gives_the_same_models(
+    late, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit_module, "MAX_ROWS", most)
+    decoder, curves, instances = late
+    held_out, truth = held_out_decoder(late), truth_of(instances, decoder.actions)
+    several = [LEARNED, replace(LEARNED, smoothing_s=1.0), replace(LEARNED, refine=False), DecodeSettings()]
+    several += [replace(LEARNED, start_shift_s=0.3), LEARNED]
+    held_out.detections(replace(LEARNED, proposals="class"))
+    models = [held_out.fitted(settings).to_json() for settings in several]
+    fresh = [fit(decoder, decoder.propose(curves, s), truth, s, tiou=TIOU).to_json() for s in several]
+    assert models == fresh
+    assert models[0] != models[1] and models[0]["scorer"] != models[2]["scorer"] and models[0] == models[-1]
+
+
 def test_calibrated_scores_are_the_precision_and_change_no_map(late) -> None:
     decoder, curves, instances = late
     detections = held_out(late, LEARNED)
