@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -164,6 +166,22 @@ def test_a_second_call_fits_nothing_and_opens_no_media(
     assert stamps == {path: path.stat().st_mtime_ns for path in (world / "run" / "heads").rglob("*") if path.is_file()}
     assert "nothing to fit, all 20 heads are up to date" in warm.stdout
     assert cold.stdout.split("run:")[0] == warm.stdout.split("run:")[0], "the same table"
+
+
+def test_a_cluster_fits_the_heads_and_the_table_is_the_same(
+    world: Path, fits: dict[str, list[str]], cluster_address: Callable[[str], str]
+) -> None:
+    grid = '[grid]\n"heads.context" = [[1, 2]]\n'
+    here = rows_of(world, grid)
+    assert fits["heads"]
+    shutil.rmtree(world / "run")
+    fits["heads"].clear()
+    there = rows_of(world, grid, "--backend", "dask", "--scheduler", cluster_address("dask"))
+    assert not fits["heads"], "none of them in this process"
+    for row in (*here.values(), *there.values()):
+        row.pop("fit_seconds")
+    assert there == here and len(here) == 2
+    assert "needs --scheduler ADDRESS" in ablate(world, grid, "--backend", "dask", code=2).stderr
 
 
 def test_one_changed_setting_fits_what_depends_on_it_alone(world: Path, fits: dict[str, list[str]]) -> None:
