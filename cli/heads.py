@@ -38,7 +38,6 @@ def command(  # noqa: PLR0913 - one parameter per option
     out-of-fold recordings that the backbone has not seen. Features that are still to be extracted are listed, and the
     exit code is 1.
     """
-
     from talstack.cli.config import load_config
     from talstack.heads.quality import quality_table
     from talstack.io.extraction import FeatureSet
