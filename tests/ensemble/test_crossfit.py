@@ -12,12 +12,14 @@ from talstack.ensemble.crossfit import (
     Training,
     cross_fit_stacker,
     cross_fit_weighted,
+    fit_and_cross_fit_weighted,
     fit_stack,
     fit_weights,
     learnable_folds,
 )
 from talstack.ensemble.evidence import Evidence
 from talstack.ensemble.hierarchical import Penalty
+from talstack.ensemble.stacker import TrainingRows, fit_stackers, predict_each
 from talstack.ensemble.weighted import combine, negative_log_loss
 from talstack.io.errors import LeakError
 from talstack.io.targets import scene_targets, segment_index, segment_targets
@@ -61,6 +63,25 @@ def test_held_out_predictions_never_saw_their_own_targets(training, stacker) -> 
     chosen = Chosen(Penalty(1.0, 10.0), 20 if share else None, share)
     in_sample = [fit_stack(t, chosen, config=one_penalty).predict(t.evidence).action[rows] for t in (training, false)]
     assert np.abs(in_sample[0] - in_sample[1]).max() > 0.01
+
+
+def test_combiners_side_by_side_are_what_each_is_alone(training) -> None:
+    names = ["weighted_by_class", "weighted", "weighted_direct"]
+    for name, (weights, held_out) in fit_and_cross_fit_weighted(training, names, config=CONFIG, jobs=2).items():
+        np.testing.assert_array_equal(weights, fit_weights(training, config=CONFIG, combiner=name))
+        alone = cross_fit_weighted(training, config=CONFIG, combiner=name)
+        np.testing.assert_array_equal(held_out.action, alone.action)
+        np.testing.assert_array_equal(held_out.activity, alone.activity)
+
+
+def test_stackers_that_predict_together_are_what_each_is_alone(training) -> None:
+    rows = TrainingRows.of(training.evidence, training.targets, training.scene_ids, neighbours=(1,), config=CONFIG)
+    stackers = fit_stackers(rows, penalties=[Penalty(1.0, 10.0), Penalty(1000.0, 10.0)])
+    one, two = predict_each(stackers, training.evidence)
+    for stacker, curves in zip(stackers, (one, two), strict=True):
+        np.testing.assert_array_equal(stacker.predict(training.evidence).action, curves.action)
+        np.testing.assert_array_equal(stacker.predict(training.evidence).activity, curves.activity)
+    assert np.abs(one.action - two.action).max() > 0.01 < np.abs(one.activity - two.activity).max()
 
 
 @pytest.mark.parametrize("combiner", ["weighted", "weighted_direct", "weighted_by_class"])

@@ -63,6 +63,16 @@ def test_a_weight_of_two_is_the_row_twice_and_none_leaves_it_out(data) -> None:
     assert np.abs(other.weights - repeated.weights).max() > 0.01
 
 
+def test_rows_that_have_a_weight_may_be_given_alone(data) -> None:
+    features, targets = data
+    weights = (np.random.default_rng(0).random(targets.shape) < 0.5) * np.float32(2.0)
+    whole = next(fit_path(features, targets, [Penalty(2.0, 5.0)], row_weights=weights))
+    parts = [own[kept] for own, kept in zip(features, weights > 0, strict=True)]
+    alone = next(fit_path(parts, targets, [Penalty(2.0, 5.0)], row_weights=weights))
+    np.testing.assert_array_equal(alone.weights, whole.weights)
+    np.testing.assert_array_equal(alone.bias, whole.bias)
+
+
 def test_path_ends_where_a_fresh_start_does(data) -> None:
     features, targets = data
     penalties = [Penalty(100.0, 1000.0), Penalty(1.0, 10.0)]

@@ -5,7 +5,15 @@ import polars as pl
 import pytest
 
 from talstack.io.errors import InputError
-from talstack.io.predictions import ModelKey, SegmentIndex, boundary_classes, boundary_curves, by_model, segment_rows
+from talstack.io.predictions import (
+    ModelKey,
+    SegmentIndex,
+    boundary_classes,
+    boundary_curves,
+    by_model,
+    folds_in,
+    segment_rows,
+)
 
 KEY = ModelKey("front", "rgb", "boundary-linear")
 INDEX = SegmentIndex(("a", "b"), (2, 1))
@@ -25,6 +33,13 @@ def test_boundary_curves_share_a_segments_probability_out_over_its_parts() -> No
     np.testing.assert_allclose(curves.end_parts[:2], [[0.0, 0.4], [0.0, 0.0]], atol=1e-6)
     for curve in curves:
         assert np.isnan(curve[2]).all(), "no valid prediction there"
+
+
+@pytest.mark.parametrize("kind", [pl.String, pl.Categorical])
+def test_every_recording_and_fold_is_found_once_in_whatever_order_rows_are(kind: type[pl.DataType]) -> None:
+    names, folds = ["b", "a", "b", "c", "c", "a", "b"], [1, None, 1, 2, 0, None, 1]
+    table = pl.DataFrame({"recording": names, "fold": folds}, schema={"recording": pl.String, "fold": pl.Int32})
+    assert folds_in(table.cast({"recording": kind})) == [("a", None), ("b", 1), ("c", 0), ("c", 2)]
 
 
 def test_other_heads_have_no_boundaries() -> None:
