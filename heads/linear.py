@@ -15,9 +15,11 @@ from talstack.heads.targets import ClassColumns
 
 CLASS_WEIGHT_POWER = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}
 _AXIS_FLOOR = 1e-3  # axes with less energy than this share of the smallest penalty move a logit by about as little
-_MOST_AXES = 1024  # leading ones; bounds time and memory, beyond them lies next to nothing (docs/decisions, 16)
-_AXES_ROWS = 16_384  # that axes are found on
-_CHOICE_ROWS, _CHOICE_AXES = 32_768, 512  # that choices are made on: rows next to each other say nearly the same
+_AXES_ROWS = 8192  # that axes are found on
+# what choices are made on, since rows next to each other say nearly the same (docs/decisions, 16): the size of context,
+# then penalty and temperature
+_GAIN_ROWS, _GAIN_AXES = 8192, 256
+_CHOICE_ROWS, _CHOICE_AXES = 32_768, 512
 _BLOCK_ROWS = 8192
 
 
@@ -65,13 +67,13 @@ class LinearHead:
             context = np.zeros(rows.shape[1], dtype=bool)
         learned, step = targets[:, columns.learned], -(-len(rows) // _CHOICE_ROWS)
         choice = _choose(rows[::step], learned[::step], folds[::step], context=context, link=link, config=config)
-        axes = choice.axes.leading(_MOST_AXES, floor=_AXIS_FLOOR * choice.l2)
-        problem = _Problem.whole(rows, learned, axes, link=link, config=config)
-        start = _widened(choice.start, axes) if len(choice.start.bias) == learned.shape[1] else None
-        (found,) = problem.solve([0], [choice.l2], start=start)
-        bias = temper(found.bias - problem.shift, problem.anchor, choice.temperature)
-        weights = axes.vectors @ (found.weights / np.float32(choice.temperature))
-        return cls(link, columns, Weights(weights, bias), choice.l2, choice.gain, choice.temperature)
+        problem = _Problem.whole(rows, learned, choice.axes, choice.scale, link=link, config=config)
+        l2, start, temperature = choice.found.l2, choice.found.start, choice.found.temperature
+        start = replace(start, weights=choice.axes.vectors @ start.weights)
+        (found,) = problem.solve([0], [l2], start=start if len(start.bias) == learned.shape[1] else None)
+        bias = temper(found.bias - problem.shift, problem.anchor, temperature)
+        weights = found.weights * (choice.scale / np.float32(temperature))[:, None]
+        return cls(link, columns, Weights(weights, bias), l2, choice.gain, temperature)
 
     def predict_proba(self, rows: np.ndarray) -> np.ndarray:
         """Return (N, C) float32 probabilities."""
@@ -110,66 +112,129 @@ class LinearHead:
 def _choose(
     rows: np.ndarray, targets: np.ndarray, folds: np.ndarray, *, context: np.ndarray, link: Link, config: HeadsConfig
 ) -> "_Choice":
-    """Return what suits these rows, all or some that are evenly spread; classes that do not vary say nothing."""
-    num_positives = targets.sum(axis=0)
-    varied = (num_positives > 0) & (num_positives < len(rows))
-    targets = targets[:, varied] if not varied.all() else targets
+    """Return what suits these rows, all or some that are evenly spread."""
     is_open = len(np.unique(folds)) > 1  # otherwise nothing can be compared
     gains = config.linear_context_gain if context.any() and is_open else config.linear_context_gain[:1]
-    l2s = sorted(config.linear_l2, reverse=True)
     some = rows[:: -(-len(rows) // _AXES_ROWS)]
     gram = mean_products(some) if len(some) >= rows.shape[1] else None  # else axes come from the rows' own products
-    best: _Choice | None = None
-    for gain in gains:
-        scale = np.where(context, np.float32(gain), np.float32(1))
-        axes = Axes.of(some, floor=_AXIS_FLOOR * min(config.linear_l2), scale=scale, gram=gram)
-        axes = replace(axes, vectors=axes.vectors * scale[:, None])
-        if not is_open:
-            bias = _anchor(targets, link)
-            start = Weights(np.zeros((axes.vectors.shape[1], len(bias)), np.float32), bias)
-            return _Choice(axes, l2s[len(l2s) // 2], 0.0, start, gain=gain)
-        problem = _Problem.of(rows, targets, folds, axes.leading(_CHOICE_AXES), link=link, config=config)
-        found = problem.choose_l2(l2s, near=None if best is None else best.l2)
-        choice = replace(found, gain=gain, axes=axes)
-        if best is None or choice.loss < best.loss:
-            best = choice
-    assert best is not None
-    return best
+    search = _Search(some, gram, context, link, config)
+    if not is_open:
+        return search.unchosen(targets, gains[0])
+    near, step = None, -(-len(rows) // _GAIN_ROWS)
+    if len(gains) > 1 and step > 1:
+        first = search.best(rows[::step], targets[::step], folds[::step], gains, most_axes=_GAIN_AXES)
+        gains, near = (first.gain,), first.found.l2
+    return search.best(rows, targets, folds, gains, most_axes=_CHOICE_AXES, near=near)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Choice:
-    """What the inner folds were used for: penalty, size of context and temperature.
+class _Search:
+    """Looks for what suits rows of the same columns.
 
     Attributes:
-        axes: of the rows that it was made on, leading ones of which were looked at.
-        l2, gain, temperature: what was chosen.
-        loss: on held-out inner folds.
-        start: a guess at the solution.
+        some: rows that axes are found on.
+        gram: `mean_products` of them, where they are more than columns.
+        context: (D,) bool, which columns are context.
+        link, config: of the head.
     """
 
-    axes: Axes
+    some: np.ndarray
+    gram: np.ndarray | None
+    context: np.ndarray
+    link: Link
+    config: HeadsConfig
+
+    def best(
+        self,
+        rows: np.ndarray,
+        targets: np.ndarray,
+        folds: np.ndarray,
+        gains: Sequence[float],
+        *,
+        most_axes: int,
+        near: float | None = None,
+    ) -> "_Choice":
+        """Return what has the least loss on held-out inner folds; classes that do not vary say nothing.
+
+        Args:
+            gains: sizes of context to choose from.
+            most_axes: how many of the leading axes are looked along.
+            near: the penalty to expect.
+        """
+        num_positives = targets.sum(axis=0)
+        varied = (num_positives > 0) & (num_positives < len(rows))
+        targets = targets[:, varied] if not varied.all() else targets
+        l2s = sorted(self.config.linear_l2, reverse=True)
+        best: _Choice | None = None
+        for gain in gains:
+            scale, axes = self._axes(gain, most_axes)
+            along = axes.vectors * scale[:, None]
+            problem = _Problem.of(rows, targets, folds, along, link=self.link, config=self.config)
+            found = problem.choose_l2(l2s, near=near if best is None else best.found.l2)
+            if best is None or found.loss < best.found.loss:
+                best = _Choice(gain, scale, axes, found)
+        assert best is not None
+        return best
+
+    def unchosen(self, targets: np.ndarray, gain: float) -> "_Choice":
+        """Return what is taken where nothing can be compared."""
+        scale, axes = self._axes(gain, _CHOICE_AXES)
+        l2s, bias = sorted(self.config.linear_l2, reverse=True), _anchor(targets, self.link)
+        start = Weights(np.zeros((axes.vectors.shape[1], len(bias)), np.float32), bias)
+        return _Choice(gain, scale, axes, _Found(l2s[len(l2s) // 2], 0.0, start))
+
+    def _axes(self, gain: float, most: int) -> tuple[np.ndarray, Axes]:
+        """Return what a size of context multiplies the columns by, (D,) float32, and the leading axes then."""
+        scale = np.where(self.context, np.float32(gain), np.float32(1))
+        floor = _AXIS_FLOOR * min(self.config.linear_l2)
+        return scale, Axes.of(self.some, floor=floor, scale=scale, gram=self.gram, most=most)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What has the least log-loss on held-out inner folds.
+
+    Attributes:
+        l2, temperature: what was chosen.
+        loss: the least.
+        start: a guess at the solution on all of them.
+    """
+
     l2: float
     loss: float
     start: Weights
     temperature: float = 1.0
-    gain: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Choice:
+    """A size of context, and what was found with it.
+
+    Attributes:
+        gain: that size.
+        scale: (D,) float32, what it multiplies the columns by.
+        axes: of the scaled columns, along which was looked; the start is a solution along them.
+        found: what has the least loss.
+    """
+
+    gain: float
+    scale: np.ndarray
+    axes: Axes
+    found: _Found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Problem:
-    """Training rows along their principal axes, by inner fold.
+    """Training rows by inner fold.
 
     Attributes:
         rows: the N rows, their targets and weights; inner folds are slices of them.
-        axes: those, scaled as the columns of the rows are.
         folds: the rows of each inner fold.
         shift: (C,) what weighting adds to the logits, to be taken off again, so that probabilities stay honest.
         anchor: (C,) logits of the classes' rates.
     """
 
     rows: Rows
-    axes: Axes
     folds: tuple[slice, ...]
     link: Link
     shift: np.ndarray
@@ -181,31 +246,32 @@ class _Problem:
         rows: np.ndarray,
         targets: np.ndarray,
         folds: np.ndarray,
-        axes: Axes,
+        axes: np.ndarray,
         *,
         link: Link,
         config: HeadsConfig,
     ) -> "_Problem":
-        """Return the problem with its rows rotated, which pays where they are looked at many times."""
+        """Return the problem with its rows multiplied by (D, K) axes, which pays where they are looked at often."""
         order = np.argsort(folds, kind="stable")
-        along = np.empty((len(rows), axes.vectors.shape[1]), dtype=np.float32)
+        along = np.empty((len(rows), axes.shape[1]), dtype=np.float32)
         for start in range(0, len(rows), _BLOCK_ROWS):
             part = slice(start, start + _BLOCK_ROWS)
-            np.matmul(rows[order[part]], axes.vectors, out=along[part])
+            np.matmul(rows[order[part]], axes, out=along[part])
         edges = np.flatnonzero(np.diff(folds[order], prepend=-1, append=-1))
         parts = tuple(slice(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True))
         targets = np.ascontiguousarray(targets[order])
         weights, shift = _class_weights(targets, link, CLASS_WEIGHT_POWER[config.class_weight])
-        return cls(Rows.all_of(along, targets, weights), axes, parts, link, shift, _anchor(targets, link))
+        return cls(Rows.all_of(along, targets, weights), parts, link, shift, _anchor(targets, link))
 
     @classmethod
     def whole(
-        cls, rows: np.ndarray, targets: np.ndarray, axes: Axes, *, link: Link, config: HeadsConfig
+        cls, rows: np.ndarray, targets: np.ndarray, axes: Axes, scale: np.ndarray, *, link: Link, config: HeadsConfig
     ) -> "_Problem":  # fmt: skip
-        """Return the problem of all rows, as one part and as they are."""
+        """Return the problem of all rows, as one part and as they are; `axes` are those of the scaled columns."""
         weights, shift = _class_weights(targets, link, CLASS_WEIGHT_POWER[config.class_weight])
         part = slice(0, len(rows))
-        return cls(Rows.all_of(rows, targets, weights, axes), axes, (part,), link, shift, _anchor(targets, link))
+        problem = Rows.all_of(rows, targets, weights, axes, scale)
+        return cls(problem, (part,), link, shift, _anchor(targets, link))
 
     def solve(
         self,
@@ -218,7 +284,7 @@ class _Problem:
         """Return a solution per penalty on some inner folds; a class that is constant there keeps zero weights."""
         part = self.rows.only([self.folds[fold] for fold in folds])
         learned = np.flatnonzero(self.learned_on(part))
-        size = (self.rows.width, self.rows.targets.shape[1])
+        size = (self.rows.rows.shape[1], self.rows.targets.shape[1])
         solutions = [Weights(np.zeros(size, np.float32), np.zeros(size[1], np.float32)) for _ in l2s]
         if not len(learned):
             return solutions
@@ -233,16 +299,17 @@ class _Problem:
         """Return which classes vary on the rows, (C,) bool."""
         return (part.num_positives > 0) & (part.num_positives < part.num_rows)
 
-    def choose_l2(self, l2s: Sequence[float], *, near: float | None = None) -> _Choice:
+    def choose_l2(self, l2s: Sequence[float], *, near: float | None = None) -> _Found:
         """Return the penalty with the least log-loss on held-out inner folds, of which there are two or more.
 
         Penalties are tried from the largest down, and no further once the loss rises: the small ones cost most.
 
         Args:
             l2s: descending.
-            near: the one to begin with; from there it goes up only where the way down does not pay at once.
+            near: the one to expect. The next larger one is the first, since solutions on the way down from it are better
+                than those sought at once (docs/decisions, 16); it goes up only where the way down does not pay at once.
         """
-        first = 0 if near is None else l2s.index(near)
+        first = 0 if near is None else max(0, l2s.index(near) - 1)
         best = self._try(l2s[first], [None for _ in self.folds])
         for way in (l2s[first + 1 :], l2s[:first][::-1]):
             before = best
@@ -255,7 +322,7 @@ class _Problem:
                 break
         mean = Weights(*(np.mean([getattr(w, name) for w in best.starts], axis=0) for name in ("weights", "bias")))
         temperature = choose_temperature(best.held_out, self.link)
-        return _Choice(self.axes, best.l2, best.loss, mean, temperature)
+        return _Found(best.l2, best.loss, mean, temperature)
 
     def _try(self, l2: float, starts: Sequence[Weights | None]) -> "_Trial":
         """Return how well a penalty does on each inner fold, sought from a solution for each."""
@@ -285,14 +352,6 @@ class _Trial:
     loss: float
     starts: Sequence[Weights | None]
     held_out: list[HeldOut]
-
-
-def _widened(start: Weights, axes: Axes) -> Weights:
-    """Return the solution along as many axes as there are: others count nothing yet, or are left out."""
-    weights = np.zeros((axes.vectors.shape[1], start.weights.shape[1]), np.float32)
-    known = start.weights[: len(weights)]
-    weights[: len(known)] = known
-    return Weights(weights, start.bias)
 
 
 def _anchor(targets: np.ndarray, link: Link) -> np.ndarray:

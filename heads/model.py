@@ -27,7 +27,7 @@ from talstack.io.errors import InputError, ModelError, TalstackError
 from talstack.io.files import canonical_json, read_json, sha256_file, sha256_text, write_json
 from talstack.io.predictions import ModelKey
 
-FORMAT_VERSION = 4  # of the files, and of what the code computes: raise it when either changes
+FORMAT_VERSION = 5  # of the files, and of what the code computes: raise it when either changes
 _LEARNERS: dict[str, type[LinearHead] | type[GbmHead]] = {"linear": LinearHead, "gbm": GbmHead}
 
 

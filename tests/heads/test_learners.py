@@ -189,7 +189,31 @@ def test_the_next_size_of_context_is_tried_near_the_penalty_that_was_best(
     downwards = [l2 for l2 in config.linear_l2 if l2 >= head.l2]
     assert tried[: len(downwards)] == downwards
     second = tried[len(downwards) + 1 :]  # after the one penalty that was too small
-    assert second[0] == head.l2 and len(second) <= 3, tried
+    assert second[:2] == downwards[-2:] and len(second) <= 3, tried
+
+
+def test_where_rows_are_many_the_size_of_context_is_chosen_on_some_and_the_rest_on_more(
+    quick: HeadsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at, made = [], _Problem.of.__func__  # type: ignore[attr-defined]
+
+    def noted(cls: type[_Problem], rows: np.ndarray, *args: object, **options: object) -> _Problem:
+        looked_at.append((len(rows), args[2].shape[1]))  # type: ignore[attr-defined]
+        return made(cls, rows, *args, **options)
+
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(1200, 60)).astype(np.float32)
+    context, folds = np.arange(60) >= 30, np.arange(1200) // 400
+    targets = rows[:, :2] + 0.5 * rng.normal(size=(1200, 2)) > 0
+    config = replace(quick, linear_context_gain=(1.0, 0.05), linear_l2=(0.1, 0.03, 0.01))
+    whole = LinearHead.fit(rows, targets, folds=folds, link="sigmoid", config=config, context=context)
+    monkeypatch.setattr(_Problem, "of", classmethod(noted))
+    for name, value in (("_GAIN_ROWS", 300), ("_GAIN_AXES", 20), ("_CHOICE_AXES", 50)):
+        monkeypatch.setattr(linear, name, value)
+    some = LinearHead.fit(rows, targets, folds=folds, link="sigmoid", config=config, context=context)
+    assert looked_at == [(300, 20), (300, 20), (1200, 50)]
+    assert some.context_gain == whole.context_gain == 0.05
+    np.testing.assert_allclose(some.predict_proba(rows), whole.predict_proba(rows), atol=0.05)
 
 
 def test_context_is_made_small_where_it_only_distracts(quick: HeadsConfig) -> None:

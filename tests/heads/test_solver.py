@@ -78,15 +78,31 @@ def test_axes_of_few_wide_rows_are_those_of_their_covariance(rows: np.ndarray) -
     np.testing.assert_allclose(wide @ axes.vectors @ axes.vectors.T, wide, atol=1e-3)
 
 
-def test_rows_as_they_are_give_the_solution_of_rotated_ones() -> None:
+def test_a_few_axes_of_many_are_orthonormal_and_hold_nearly_all_that_as_many_can() -> None:
+    rng = np.random.default_rng(4)
+    sizes = 0.97 ** np.arange(300)
+    wide = ((rng.normal(size=(900, 300)) * sizes) @ np.linalg.qr(rng.normal(size=(300, 300)))[0]).astype(np.float32)
+    exact, few = Axes.of(wide, floor=0.0), Axes.of(wide, floor=0.0, most=60)
+    assert few.vectors.shape == (300, 60) and (np.diff(few.energies) <= 0).all()
+    np.testing.assert_allclose(few.vectors.T @ few.vectors, np.eye(60), atol=1e-5)
+    assert few.energies.sum() > 0.99 * exact.energies[:60].sum()
+    np.testing.assert_allclose(few.rest, (np.square(wide).sum() / 900 - few.energies.sum()) / 240, rtol=1e-4)
+    np.testing.assert_allclose(exact.leading(60).rest, exact.energies[60:].sum() / 240, rtol=1e-3)
+    assert Axes.of(wide, floor=0.0, most=200).vectors.shape == (300, 200)  # too many for that: exact ones
+
+
+@pytest.mark.parametrize("num_axes", [3, 12])
+def test_axes_that_precondition_leave_nothing_out(num_axes: int) -> None:
     rng = np.random.default_rng(3)
     rows = (rng.normal(size=(5000, 12)) @ rng.normal(size=(12, 12))).astype(np.float32)
     targets = rows @ rng.normal(size=(12, 3)) + rng.normal(size=(5000, 3)) > 0
-    axes = Axes.of(rows, floor=0.0).leading(9)
+    scale = np.where(np.arange(12) < 6, 0.3, 1.0).astype(np.float32)
+    every = Axes.of(rows * scale, floor=0.0)
+    axes = every.leading(num_axes)
     for link, classes in (("sigmoid", targets), ("softmax", np.eye(3, dtype=bool)[targets.argmax(axis=1)])):
-        problems = (Rows.all_of(rows @ axes.vectors, classes), Rows.all_of(rows, classes, axes=axes))
+        rotated = Rows.all_of(rows * scale @ every.vectors, classes)
+        problems = (rotated, Rows.all_of(rows, classes, axes=axes, scale=scale))
         parts = (problem.only([slice(0, 2500), slice(3000, 5000)]) for problem in problems)
-        rotated, as_they_are = (next(logistic_path(part, [0.01], link=link, tolerance=1e-6)) for part in parts)
-        assert as_they_are.weights.shape == (9, 3)
-        np.testing.assert_allclose(as_they_are.weights, rotated.weights, atol=2e-3)
-        np.testing.assert_allclose(as_they_are.bias, rotated.bias, atol=2e-3)
+        along, as_they_are = (next(logistic_path(part, [0.01], link=link, tolerance=1e-6)) for part in parts)
+        np.testing.assert_allclose(as_they_are.weights, every.vectors @ along.weights, atol=2e-3)
+        np.testing.assert_allclose(as_they_are.bias, along.bias, atol=2e-3)
