@@ -306,8 +306,8 @@ class _Problem:
 
         Args:
             l2s: descending.
-            near: the one to expect. The next larger one is the first, since solutions on the way down from it are better
-                than those sought at once (docs/decisions, 16); it goes up only where the way down does not pay at once.
+            near: the one to expect. The next larger one is the first, since solutions on the way down are better than
+                those sought at once (docs/decisions, 16); it goes up only where the way down does not pay at once.
         """
         first = 0 if near is None else max(0, l2s.index(near) - 1)
         best = self._try(l2s[first], [None for _ in self.folds])
