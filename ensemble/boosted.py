@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightgbm as lgb
 import numpy as np
 
 from talstack.ensemble.config import EnsembleConfig
@@ -65,6 +64,8 @@ class BoostedStacker:
         check_classes(evidence, self.actions, self.scenes)
         evidence = evidence.with_models(self.models)
         ratio = self.prior.log_ratio(evidence.scene_probs)
+        import lightgbm as lgb  # it brings scikit-learn along: a second that the other stacker can spare
+
         booster = lgb.Booster(model_str=self.text)
         parts: list[list[np.ndarray]] = [[] for _ in rounds]
         for row, (_, rows) in enumerate(evidence.index.slices()):
@@ -130,6 +131,8 @@ class BoostedStacker:
 
 def fit_boosted(rows: TrainingRows, *, num_rounds: int, config: EnsembleConfig) -> BoostedStacker:
     """Return the boosted stacker fitted on the training rows."""
+    import lightgbm as lgb  # see above
+
     scaling = Scaling.of(rows.action)
     columns = pair_columns(scaling.standardise(rows.action), rows.evidence.models, rows.ratio)
     labels = rows.targets.ravel()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.isotonic import isotonic_regression
+from scipy.optimize import isotonic_regression
 
 BLOCK = 25  # detections per block: fewer make the map jump with every accident
 LEAST_STEP = 1e-6  # between neighbouring knots: equal scores would be ranked by name
@@ -36,7 +36,7 @@ class Calibration:
         blocks = blocks[::-1]
         size = np.array([len(block) for block in blocks], dtype=np.float64)
         centre = np.array([scores[block].mean() for block in blocks])
-        rising = isotonic_regression(np.array([quality[block].mean() for block in blocks]), sample_weight=size)
+        rising = isotonic_regression(np.array([quality[block].mean() for block in blocks]), weights=size).x
         centre, first = np.unique(centre, return_index=True)
         rising = rising[first] * (1 - 2e-3) + 1e-3  # room for the steps, and for scores beyond either end
         knots = np.concatenate([[0.0], centre, [max(1.0, centre[-1] + 1e-3)]])

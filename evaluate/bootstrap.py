@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.stats import norm, t
+from scipy.special import ndtri, stdtrit
 
 from talstack.evaluate.average_precision import average_precisions
 from talstack.evaluate.map import match_for_map
@@ -243,7 +243,7 @@ def _spread(estimates: np.ndarray, draws: np.ndarray, num_recordings: int, level
     """
     tail = (1 + level) / 2
     n = num_recordings
-    widening = t.ppf(tail, n - 1) / norm.ppf(tail) * np.sqrt(n / (n - 1))
+    widening = stdtrit(n - 1, tail) / ndtri(tail) * np.sqrt(n / (n - 1))
     return estimates + widening * (draws - np.nanmean(draws, axis=0))
 
 

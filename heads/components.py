@@ -10,11 +10,11 @@ be deleted at any time.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sklearn
 from threadpoolctl import threadpool_limits
 
 from talstack.heads.arrays import read_arrays, write_arrays
@@ -64,7 +64,7 @@ def plan_components(
     for number in plan.models:
         identity = {
             "format_version": FORMAT_VERSION,
-            "library": sklearn.__version__,
+            "library": version("scikit-learn"),
             "num_components": num_components,
             "shards": shards,
             "train": sorted(name for name in plan.learn if plan.folds[name] != number),

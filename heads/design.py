@@ -17,7 +17,7 @@ from talstack.heads.reduction import Reduction, Scaler
 from talstack.io.predictions import SegmentIndex
 
 _NUM_POOLED = 3  # mean, maximum, standard deviation
-_BLOCK_ROWS = 8192  # rows finished at a time: bounds what lies beside the matrix
+_BLOCK_ROWS = 512  # rows finished at a time: a few MB that stay in a core's cache
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,6 @@ from talstack.heads.config import HeadsConfig
 from talstack.heads.context import Context
 from talstack.heads.design import Design, DesignSettings
 from talstack.heads.features import GroupFeatures
-from talstack.heads.gbm import GbmHead
 from talstack.heads.inner_folds import inner_folds
 from talstack.heads.linear import LinearHead
 from talstack.heads.solver import Link
@@ -27,8 +26,10 @@ from talstack.io.errors import InputError, ModelError, TalstackError
 from talstack.io.files import canonical_json, read_json, sha256_file, sha256_text, write_json
 from talstack.io.predictions import ModelKey
 
+if TYPE_CHECKING:
+    from talstack.heads.gbm import GbmHead
+
 FORMAT_VERSION = 5  # of the files, and of what the code computes: raise it when either changes
-_LEARNERS: dict[str, type[LinearHead] | type[GbmHead]] = {"linear": LinearHead, "gbm": GbmHead}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +48,7 @@ class TrainedHead:
     classes: tuple[str, ...]
     link: Link
     design: Design
-    learner: LinearHead | GbmHead
+    learner: "LinearHead | GbmHead"
 
     @classmethod
     def fit(
@@ -80,7 +81,7 @@ class TrainedHead:
         inner = inner if pooled else inner[group.row_recordings]
         if not use.all():
             rows, values, inner = rows[use], values[use], inner[use]
-        learner = _LEARNERS[key.learner].fit(
+        learner = _learner(key.learner).fit(
             rows, values, folds=inner, link=targets.link, config=config, context=design.context_columns
         )
         return cls(key, targets.classes, targets.link, design, learner)
@@ -141,7 +142,7 @@ class TrainedHead:
             key = ModelKey(card["view"], card["modality"], card["head"])
             settings = _settings_of(card["design"])
             design = Design.from_arrays(read_arrays(stem.with_name(stem.name + ".design.safetensors")), settings)
-            learner = _LEARNERS[key.learner].load(stem, link=card["link"], summary=card["learner"])
+            learner = _learner(key.learner).load(stem, link=card["link"], summary=card["learner"])
             return cls(key, tuple(card["classes"]), card["link"], design, learner)
         except ModelError:
             raise
@@ -149,6 +150,21 @@ class TrainedHead:
             raise ModelError(
                 f"{card_file}: not the card of a head ({type(error).__name__}: {error}); run `talstack heads` again"
             ) from error
+
+
+def _learner(name: str) -> "type[LinearHead] | type[GbmHead]":
+    """Return the class of a learner.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if name == "linear":
+        return LinearHead
+    if name != "gbm":
+        raise ValueError(f"no such learner: {name!r}")
+    from talstack.heads.gbm import GbmHead  # LightGBM brings scikit-learn along: a second that linear heads can spare
+
+    return GbmHead
 
 
 def write_card(card_file: Path, card: Mapping[str, Any]) -> None:

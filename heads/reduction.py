@@ -7,7 +7,6 @@ Nothing wide is ever held beside the stored float16 features but blocks of them 
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.utils.extmath import randomized_svd
 
 from talstack.heads.solver import Axes
 
@@ -118,6 +117,8 @@ def _leading_axes(rows: np.ndarray, components: int) -> Axes:
     if min(rows.shape) < max(_WIDE, 4 * components):
         axes = Axes.of(rows, floor=0.0)
         return Axes(axes.vectors[:, :components], axes.energies[:components])
+    from sklearn.utils.extmath import randomized_svd  # half a second, and most jobs find their axes made
+
     _, values, vectors = randomized_svd(
         rows, components, n_oversamples=_OVERSAMPLING, n_iter=_POWER_ITERATIONS, random_state=0
     )

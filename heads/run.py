@@ -14,14 +14,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import joblib
-import lightgbm
 import polars as pl
-import scipy
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from threadpoolctl import threadpool_limits
 
@@ -364,7 +363,7 @@ def _identity(
     }
     return {
         "format_version": FORMAT_VERSION,
-        "library": lightgbm.__version__ if key.learner == "gbm" else scipy.__version__,
+        "library": version("lightgbm" if key.learner == "gbm" else "scipy"),
         "model": str(key),
         "settings": settings,
         "components": [] if components is None else [path.stem for path in components.files.values()],
