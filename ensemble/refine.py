@@ -97,20 +97,20 @@ def edge_features(
     Args:
         boundaries: of the segments that `means` reads.
     """
-    segment_s = means.segment_s
-    length = np.log((intervals[:, 1] - intervals[:, 0]) / segment_s)
-    sides = []
+    segment_s, num = means.segment_s, len(OFFSETS)
+    level, length = np.log(level / (1.0 - level)), np.log((intervals[:, 1] - intervals[:, 0]) / segment_s)
+    features = np.empty((len(label), 2, 2 * num + 4 + (0 if boundaries is None else 2)))
     for side, inward in enumerate((1.0, -1.0)):
-        times = intervals[:, side, None] + inward * OFFSETS * segment_s
-        activity = means.logits_at(times, np.zeros(len(label), dtype=np.int64))
-        own = means.logits_at(times, label + 1)
-        phase = intervals[:, side] / segment_s
-        columns = [activity, own, np.sin(2 * np.pi * phase)[:, None], np.cos(2 * np.pi * phase)[:, None]]
-        columns += [np.log(level / (1.0 - level))[:, None], length[:, None]]
+        own, times_s = features[:, side], intervals[:, side]
+        offsets = (inward * OFFSETS).tolist()
+        own[:, :num] = means.logits_around(times_s, offsets, np.zeros(len(label), dtype=np.int64))
+        own[:, num : 2 * num] = means.logits_around(times_s, offsets, label + 1)
+        phase = 2 * np.pi * times_s / segment_s
+        for column, values in enumerate((np.sin(phase), np.cos(phase), level, length), start=2 * num):
+            own[:, column] = values
         if boundaries is not None:
-            columns.append(_boundary_votes(intervals[:, side], side, means, boundaries))
-        sides.append(np.concatenate(columns, axis=1))
-    return np.stack(sides, axis=1).astype(np.float64)
+            own[:, -2:] = _boundary_votes(times_s, side, means, boundaries)
+    return features
 
 
 def _boundary_votes(times_s: np.ndarray, side: int, means: RowMeans, boundaries: BoundaryVotes) -> np.ndarray:

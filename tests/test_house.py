@@ -70,6 +70,12 @@ def test_help_and_finished_extraction_need_no_torch() -> None:
     subprocess.run([sys.executable, "-P", "-c", code], check=True, cwd="/")
 
 
+def test_linear_heads_and_their_ensemble_start_without_lightgbm_and_what_it_brings_along() -> None:
+    slow = "{'lightgbm', 'sklearn', 'scipy.stats', 'torch'}"
+    code = f"import sys, talstack.heads.run, talstack.ensemble.run; sys.exit(bool({slow} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, cwd="/")
+
+
 @pytest.mark.slow
 def test_wheel_of_a_clean_tree_holds_exactly_the_rooms(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
