@@ -56,10 +56,11 @@ def neighbour_means(values: np.ndarray, neighbours: Sequence[int]) -> list[np.nd
     Windows are 1..a, a+1..b, ... for reaches (a, b, ...). Only segments inside the recording with a value count;
     where there are none, the segment's own value stands in.
     """
-    present = ~np.isnan(values)
-    total = _prefix_sum(np.where(present, values, 0.0))
-    count = _prefix_sum(present)
-    num_segments = values.shape[1]
+    present, num_segments = ~np.isnan(values), values.shape[1]
+    if present.all():
+        total, count = _prefix_sum(values), np.arange(num_segments + 1.0)[None, :, None]
+    else:
+        total, count = _prefix_sum(np.where(present, values, 0.0)), _prefix_sum(present)
     here = np.arange(num_segments)
     means = []
     for nearest, reach in zip([1, *(r + 1 for r in neighbours[:-1])], neighbours, strict=True):
@@ -99,11 +100,13 @@ class Scaling:
     @classmethod
     def of(cls, features: np.ndarray) -> "Scaling":
         """Return the scaling of (K, M, N, C) features; a model without any row gets mean 0 and deviation 1."""
-        present = ~np.isnan(features)
-        count = np.maximum(present.sum(axis=(2, 3)), 1)
-        mean = np.where(present, features, 0.0).sum(axis=(2, 3), dtype=np.float64) / count
-        centred = np.where(present, features - mean[..., None, None].astype(np.float32), 0.0)
-        std = np.sqrt(np.square(centred).sum(axis=(2, 3), dtype=np.float64) / count)
+        mean, std = np.zeros(features.shape[:2]), np.ones(features.shape[:2])
+        for place in np.ndindex(*features.shape[:2]):  # one at a time stays in a core's cache
+            values = features[place][~np.isnan(features[place])]
+            if len(values):
+                mean[place] = values.mean(dtype=np.float64)
+                values -= np.float32(mean[place])
+                std[place] = np.sqrt(np.square(values).mean(dtype=np.float64))
         return cls(mean.astype(np.float32), np.where(std > 1e-6, std, 1.0).astype(np.float32))
 
     def standardise(self, features: np.ndarray) -> np.ndarray:

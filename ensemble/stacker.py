@@ -352,7 +352,10 @@ def _with_hidden(features: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     """
     if not hidden.any():
         return features
-    return np.concatenate([features, np.where(hidden[None, :, :, None], np.nan, features)], axis=2, dtype=np.float32)
+    num_rows = features.shape[2]
+    twice = np.tile(features, (1, 1, 2, 1))
+    twice[:, :, num_rows:][:, hidden] = np.nan
+    return twice
 
 
 def _features(

@@ -34,7 +34,11 @@ def mean_of(probs: np.ndarray, *, weights: np.ndarray | None = None, fallback: n
     """
     present = ~np.isnan(probs)
     shares = np.ones(len(probs)) if weights is None else np.asarray(weights, dtype=np.float64)
-    share = present * shares.reshape(*shares.shape, *[1] * (probs.ndim - shares.ndim))
+    shares = shares.reshape(*shares.shape, *[1] * (probs.ndim - shares.ndim))
+    if len(probs) and present.all():  # the same, model by model
+        shares = np.where(shares.sum(axis=0) > 0, shares, 1.0)
+        return (sum(map(np.multiply, probs, shares)) / shares.sum(axis=0)).astype(np.float32)
+    share = present * shares
     share = np.where(share.sum(axis=0) > 0, share, present)
     total = share.sum(axis=0)
     summed = (np.where(present, probs, 0.0) * share).sum(axis=0)
@@ -112,13 +116,14 @@ def _sureness(answers: np.ndarray) -> np.ndarray:
     return np.maximum(np.nan_to_num(sure), LEAST_VOTE)
 
 
-def filled_probs(evidence: Evidence) -> np.ndarray:
-    """Return the (M, N, C) action probabilities, a missing model as the mean of the others.
+def filled_probs(evidence: Evidence, step: int = 1) -> np.ndarray:
+    """Return the (M, N, C) action probabilities of every `step`th segment, a missing model as the mean of the others.
 
     Its absence then neither helps nor harms it when weights are chosen.
     """
-    probs = evidence.action_probs
-    return np.where(np.isnan(probs), mean_of(probs), probs)
+    probs = evidence.action_probs[:, ::step]
+    missing = np.isnan(probs)
+    return np.where(missing, mean_of(probs), probs) if missing.any() else probs
 
 
 def greedy_weights(
@@ -139,7 +144,9 @@ def greedy_weights(
     if rounds < 1:
         raise InputError(f"weighted ensemble: rounds must be at least 1, got {rounds}")
     step = -(-len(targets) // MAX_ROWS)  # rows next to each other say nearly the same
-    probs, targets = filled_probs(evidence)[:, ::step], targets[::step]
+    probs, targets = filled_probs(evidence, step), targets[::step]
+    # class by class in memory, as `segment_ap` ranks them
+    probs, targets = np.ascontiguousarray(probs.swapaxes(1, 2)).swapaxes(1, 2), np.asfortranarray(targets)
     if bags < 1 or len(probs) < 4:  # halves of three models are single ones
         return _greedy(probs, targets, np.arange(len(probs)), rounds=rounds, metric=metric)
     rng = np.random.default_rng(seed)
@@ -181,7 +188,7 @@ def segment_ap(probs: np.ndarray, targets: np.ndarray) -> float:
     # values sorts the answers along, several times faster than an order would be found; in a tie positives come last.
     keys = np.ascontiguousarray(probs.T, dtype=np.float32).view(np.uint32) & ~np.uint32(1)
     keys = np.sort(keys | ~targets.T, axis=1)[:, ::-1]
-    classes, ranks = np.nonzero((keys & np.uint32(1)) == 0)
+    classes, ranks = np.divmod(np.flatnonzero((keys & np.uint32(1)) == 0), keys.shape[1])
     found = np.arange(len(classes)) - (np.cumsum(counts) - counts)[classes] + 1
     ap = np.bincount(classes, weights=found / (ranks + 1), minlength=len(counts)) / np.maximum(counts, 1)
     return float(ap[counts > 0].mean())
