@@ -92,6 +92,11 @@ class Learner:
         self._instances = _Instances(found, truth, len(decoder.actions))
         self._best, self._nearest = self._instances.nearest(found.proposals)
 
+    def prepare(self, settings: DecodeSettings) -> None:
+        """Make what all parts share, so that several threads may learn at once."""
+        _ = self._features if settings.refine else None
+        _ = self._run_features if settings.score == "fitted" else None
+
     def moved(self, part: np.ndarray, *, shown: np.ndarray, refine: bool) -> Moved:
         """Return proposals with refined ends, learned where `part`, (n,) bool, on at most `MAX_ROWS` of them.
 

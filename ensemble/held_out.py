@@ -4,7 +4,8 @@ So settings are compared on detections that nothing was fitted to. A search chan
 last settings have in common with these is not made again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from typing import Any, Generic, TypeVar
 
@@ -16,6 +17,7 @@ from talstack.ensemble.decode import NOTHING, Decoder, DecodeSettings, Fitted, F
 from talstack.ensemble.fit import Learned, Learner, Moved, Truth
 
 Value = TypeVar("Value")
+Item = TypeVar("Item")
 
 # Settings by the step that they come in at; all others change the proposals.
 _SELECTION = ("margin", "contrast_weight", "nms", "nms_threshold", "nms_sigma", "min_score", "max_detections")
@@ -28,7 +30,14 @@ class HeldOutDecoder:
     """Decodes the same predictions with any settings."""
 
     def __init__(
-        self, decoder: Decoder, curves: Curves, truth: Truth, *, groups: dict[str, int], tiou: tuple[float, ...]
+        self,
+        decoder: Decoder,
+        curves: Curves,
+        truth: Truth,
+        *,
+        groups: dict[str, int],
+        tiou: tuple[float, ...],
+        threads: int = 1,
     ) -> None:
         """Take the predictions.
 
@@ -36,7 +45,9 @@ class HeldOutDecoder:
             curves: predictions that are not in-sample.
             groups: {recording: group}; what is learned is learned on other groups than it is used on.
             tiou: thresholds of the target metric.
+            threads: on how many groups are worked on at once.
         """
+        self._threads = threads
         self._decoder, self._curves, self._truth, self._tiou = decoder, curves, truth, tiou
         self._groups = np.array([groups[name] for name in curves.index.recordings])
         self._found: _Last[Found] = _Last()
@@ -60,7 +71,8 @@ class HeldOutDecoder:
                 self._decoder.limited(found, found.proposals.intervals, settings)[0], settings
             )  # fmt: skip
         key = _without(settings, _SELECTION)
-        return pl.concat([self._shown(one, settings) for one in self._learned.of(key, lambda: self._learn(settings))])
+        learned = self._learned.of(key, lambda: self._learn(settings))
+        return pl.concat(self._each(lambda one: self._shown(one, settings), learned))
 
     def fitted(self, settings: DecodeSettings) -> Fitted:
         """Return what the settings ask for, learned on all groups, as `talstack.ensemble.fit.fit` does."""
@@ -79,16 +91,24 @@ class HeldOutDecoder:
     def _learn(self, settings: DecodeSettings) -> list[Learned]:
         found = self.found(settings)
         learner = self._learner_of(settings)
+        learner.prepare(settings)
 
         def move() -> list[Moved]:
             own = self._groups[found.proposals.owner]
-            return [
-                learner.moved(own != group, shown=own == group, refine=settings.refine)
-                for group in np.unique(self._groups)
-            ]
+            return self._each(
+                lambda group: learner.moved(own != group, shown=own == group, refine=settings.refine),
+                np.unique(self._groups).tolist(),
+            )
 
         key = _without(settings, _SELECTION, _LIMITS)
-        return [learner.learned(moved, settings) for moved in self._moved.of(key, move)]
+        return self._each(lambda moved: learner.learned(moved, settings), self._moved.of(key, move))
+
+    def _each(self, work: Callable[[Item], Value], items: Iterable[Item]) -> list[Value]:
+        """Return what the work gives for every item, in their order."""
+        if self._threads == 1:
+            return [work(item) for item in items]
+        with ThreadPoolExecutor(self._threads) as pool:
+            return list(pool.map(work, items))
 
     def _learner_of(self, settings: DecodeSettings) -> Learner:
         found, key = self.found(settings), _without(settings, _SELECTION, _LIMITS, _ENDS)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from joblib import Parallel, delayed
 from threadpoolctl import threadpool_limits
 
 from talstack.ensemble.boundaries import boundary_votes
@@ -29,7 +28,7 @@ from talstack.ensemble.curves import Curves
 from talstack.ensemble.decode import Decoder, DecodeSettings
 from talstack.ensemble.evidence import Evidence
 from talstack.ensemble.heads_run import HeadsRun
-from talstack.ensemble.tune import TARGET_TIOU, Problem, Tuned, average_map, tune, tuned_with
+from talstack.ensemble.tune import TARGET_TIOU, Problem, Tuned, average_map, solve_each, tune, tuned_with
 from talstack.ensemble.tuned_file import NAME as TUNED_FILE
 from talstack.ensemble.tuned_file import load_tuned, stale_warnings, tuning_basis
 from talstack.ensemble.weighted import combine, vote
@@ -305,19 +304,16 @@ def _tune_all(
     Args:
         chosen: settings that `talstack tune` has chosen; systems without are tuned here.
     """
-    found = Parallel(n_jobs=jobs, prefer="threads")(
-        delayed(_tuned)(problem, chosen.get(name), config) for name, problem in problems.items()
-    )
-    tuned: dict[str, Tuned] = dict(zip(problems, found, strict=True))
+
+    def solve(name: str, problem: Problem) -> Tuned:
+        return tuned_with(problem, chosen[name]) if name in chosen else tune(problem, config=config)
+
+    tuned = solve_each(problems, solve, jobs=jobs)
     record = {name: {"settings": asdict(t.settings), **t.fitted.to_json()} for name, t in tuned.items()}
     write_json(folder / "decode.json", record)
     decoder = next(iter(problems.values())).decoder
     write_json(folder / "durations.json", decoder.durations.to_json())
     return tuned
-
-
-def _tuned(problem: Problem, settings: DecodeSettings | None, config: EnsembleConfig) -> Tuned:
-    return tune(problem, config=config) if settings is None else tuned_with(problem, settings)
 
 
 def scene_table(evidence: Evidence) -> tuple[pl.DataFrame, list[str]]:

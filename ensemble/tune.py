@@ -11,12 +11,13 @@ recordings keep the first candidates. `nested_average_map` says what is left of 
 is made without the recordings that are scored.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
+from joblib import Parallel, delayed, effective_n_jobs
 
 from talstack.ensemble.config import EnsembleConfig
 from talstack.ensemble.crossfit import refuse_leaks
@@ -28,6 +29,7 @@ from talstack.evaluate.bootstrap import compare_detections
 from talstack.evaluate.map import evaluate_detections
 from talstack.io.intervals import aligned_tiou
 
+Result = TypeVar("Result")
 TARGET_TIOU = (0.5, 0.75, 0.95)
 MAX_PASSES = 3
 CONFIDENCE = 0.95  # share of the draws in which a candidate must be better
@@ -55,6 +57,7 @@ class Problem:
         truth: the same by recording and class.
         groups: {recording: group}; what is fitted is fitted on other groups than it is used on.
         off_limits: recordings that a lower level has seen or that are to be scored; none of `curves`' is.
+        threads: on how many its groups are worked on at once.
     """
 
     decoder: Decoder
@@ -63,6 +66,7 @@ class Problem:
     truth: Truth
     groups: dict[str, int]
     off_limits: Collection[str]
+    threads: int = 1
 
     @classmethod
     def of(
@@ -83,14 +87,17 @@ class Problem:
 
     def held_out(self) -> HeldOutDecoder:
         """Return what decodes the predictions out of fold."""
-        return HeldOutDecoder(self.decoder, self.curves, self.truth, groups=self.groups, tiou=TARGET_TIOU)
+        return HeldOutDecoder(
+            self.decoder, self.curves, self.truth, groups=self.groups, tiou=TARGET_TIOU, threads=self.threads
+        )
 
     def without(self, group: int) -> "Problem":
         """Return the problem on all other groups."""
         names = [name for name in self.curves.index.recordings if self.groups[name] != group]
-        return Problem.of(
+        part = Problem.of(
             self.decoder, self.curves.subset(names), self.instances, self.groups, off_limits=self.off_limits
         )
+        return replace(part, threads=self.threads)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,6 +117,23 @@ class Tuned:
     average_map: float | None = None
     first_average_map: float | None = None
     num_tried: int = 0
+
+
+def solve_each(
+    problems: Mapping[str, Problem], solve: Callable[[str, Problem], Result], *, jobs: int
+) -> dict[str, Result]:
+    """Return what `solve` gives for the name and problem of every system, on so many threads.
+
+    Each thread takes a system. The last ones, fewer than threads, have several threads each.
+    """
+    jobs, names, found = effective_n_jobs(jobs), list(problems), []
+    whole = len(names) - len(names) % jobs
+    for several in (names[:whole], names[whole:]):
+        at_once = min(jobs, len(several)) or 1
+        found += Parallel(n_jobs=at_once, prefer="threads")(
+            delayed(solve)(name, replace(problems[name], threads=jobs // at_once)) for name in several
+        )
+    return dict(zip(names, found, strict=True))
 
 
 def _divided(groups: dict[str, int]) -> dict[str, int]:

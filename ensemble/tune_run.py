@@ -3,9 +3,9 @@
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
-from joblib import Parallel, delayed
 from threadpoolctl import threadpool_limits
 
 from talstack.ensemble.config import EnsembleConfig
@@ -13,7 +13,7 @@ from talstack.ensemble.crossfit import learnable_folds
 from talstack.ensemble.decode import DecodeSettings
 from talstack.ensemble.heads_run import HeadsRun
 from talstack.ensemble.run import ENSEMBLES, decoder_of, evidence_of, fit_systems, recordings_to_score, training_of
-from talstack.ensemble.tune import Problem, first_settings, nested_average_map, tune
+from talstack.ensemble.tune import Problem, first_settings, nested_average_map, solve_each, tune
 from talstack.ensemble.tuned_file import save_tuned, tuning_basis
 from talstack.io.errors import InputError
 from talstack.io.manifest import Manifest
@@ -88,15 +88,13 @@ def tune_run(
         raise InputError(f"{run}: none of the {len(names)} recordings to learn from has an instance; nothing to tune")
     report(f"tuning the intervals of {len(systems)} systems")
     with threadpool_limits(limits=1):
-        results: list[TunedSystem] = Parallel(n_jobs=jobs, prefer="threads")(
-            delayed(_tuned)(name, problem, config, nested=nested and name in ENSEMBLES)
-            for name, problem in problems.items()
-        )
+        solve = partial(_tuned, config=config, nested=nested)
+        results = list(solve_each(problems, solve, jobs=jobs).values())
     save_tuned(run, tuning_basis(manifest, heads, config, names), {r.name: _entry(r) for r in results})
     return results
 
 
-def _tuned(name: str, problem: Problem, config: EnsembleConfig, *, nested: bool) -> TunedSystem:
+def _tuned(name: str, problem: Problem, *, config: EnsembleConfig, nested: bool) -> TunedSystem:
     tuned, first = tune(problem, config=config), first_settings(config)
     chosen, before = asdict(tuned.settings), asdict(first)
     return TunedSystem(
@@ -105,7 +103,7 @@ def _tuned(name: str, problem: Problem, config: EnsembleConfig, *, nested: bool)
         changed={key: value for key, value in chosen.items() if value != before[key]},
         first_average_map=tuned.first_average_map or 0.0,
         average_map=tuned.average_map or 0.0,
-        nested_average_map=nested_average_map(problem, config=config) if nested else None,
+        nested_average_map=nested_average_map(problem, config=config) if nested and name in ENSEMBLES else None,
         num_tried=tuned.num_tried,
     )
 
