@@ -180,16 +180,16 @@ class Decoder:
             table = table.with_columns(score=pl.Series(fitted.calibration.apply(table["score"].to_numpy())))
         return table.sort("recording", "score", descending=[False, True], maintain_order=True)
 
-    def propose(self, curves: Curves, settings: DecodeSettings) -> Found:
-        """Return the proposals, as the curves give them: not refined, not limited."""
-        names, values, runs = curves.index.recordings, [], []
-        every = list(curves)
-        for start in range(0, len(names), BATCH):
-            batch = [self._smoothed(values, name, settings) for name, values in every[start : start + BATCH]]
-            several = names[start : start + BATCH]
-            markov = self._markov_runs(several, batch, settings)
-            runs += [self._runs(*of_one, settings) for of_one in zip(several, batch, markov, strict=True)]
-            values += batch
+    def propose(self, curves: Curves, settings: DecodeSettings, markov: Sequence[list[Runs]] | None = None) -> Found:
+        """Return the proposals, as the curves give them: not refined, not limited.
+
+        Args:
+            markov: what `markov_runs` gives for these curves and settings, where it is known.
+        """
+        names = curves.index.recordings
+        values = self._smoothed(curves, settings)
+        markov = self._markov_runs(names, values, settings) if markov is None else markov
+        runs = [self._runs(*of_one, settings) for of_one in zip(names, values, markov, strict=True)]
         means = CurveMeans(values, self.grids[names[0]].segment_s)
         owner = np.repeat(np.arange(len(names)), [len(of_one.curve) for of_one in runs])
         proposals = labelled(join_runs(runs), owner, means, settings.labels_per_run)
@@ -238,19 +238,32 @@ class Decoder:
         length = proposals.intervals[:, 1] - proposals.intervals[:, 0]
         return with_deviation(features, self.durations.deviation(proposals.label, length))
 
-    def _smoothed(self, values: np.ndarray, name: str, settings: DecodeSettings) -> np.ndarray:
+    def markov_runs(self, curves: Curves, settings: DecodeSettings) -> list[list[Runs]]:
+        """Return each recording's runs of the hidden Markov model; settings.hmm and settings.smoothing_* matter."""
+        return self._markov_runs(curves.index.recordings, self._smoothed(curves, settings), settings)
+
+    def _smoothed(self, curves: Curves, settings: DecodeSettings) -> list[np.ndarray]:
         if settings.smoothing_s <= 0:
-            return values
+            return [values for _, values in curves]
         lengths = class_lengths(self.durations.typical_s(), settings.smoothing_power)
-        sigma = settings.smoothing_s / self.grids[name].segment_s * np.append(1.0, lengths)
-        return smooth(values, sigma)
+        sigmas = settings.smoothing_s * np.append(1.0, lengths)
+        return [smooth(values, sigmas / self.grids[name].segment_s) for name, values in curves]
 
     def _markov_runs(
+        self, names: Sequence[str], values: Sequence[np.ndarray], settings: DecodeSettings
+    ) -> list[list[Runs]]:
+        if not settings.hmm:
+            return [[] for _ in names]
+        found: list[list[Runs]] = []
+        for start in range(0, len(names), BATCH):
+            part = slice(start, start + BATCH)
+            found += self._markov_batch(names[part], list(values[part]), settings)
+        return found
+
+    def _markov_batch(
         self, names: Sequence[str], values: list[np.ndarray], settings: DecodeSettings
     ) -> list[list[Runs]]:
         found: list[list[Runs]] = [[] for _ in names]
-        if not settings.hmm:
-            return found
         segment_s = self.grids[names[0]].segment_s
         d = self.durations
         overall = np.array([d.log_mean.mean(), np.sqrt(d.log_mean.var() + np.square(d.log_spread).mean())])

@@ -15,6 +15,7 @@ import polars as pl
 from talstack.ensemble.curves import Curves
 from talstack.ensemble.decode import NOTHING, Decoder, DecodeSettings, Fitted, Found
 from talstack.ensemble.fit import Learned, Learner, Moved, Truth
+from talstack.ensemble.proposals import Runs
 
 Value = TypeVar("Value")
 Item = TypeVar("Item")
@@ -23,6 +24,13 @@ Item = TypeVar("Item")
 _SELECTION = ("margin", "contrast_weight", "nms", "nms_threshold", "nms_sigma", "min_score", "max_detections")
 _LIMITS = ("start_shift_s", "end_shift_s", "shortest", "longest", "score")
 _ENDS = ("refine",)
+_MARKOV = (
+    "smoothing_s",
+    "smoothing_power",
+    "hmm",
+    "hmm_levels",
+    "hmm_weight",
+)  # what the Markov model's runs depend on
 _DEFAULTS = {field.name: field.default for field in fields(DecodeSettings)}
 
 
@@ -50,6 +58,7 @@ class HeldOutDecoder:
         self._threads = threads
         self._decoder, self._curves, self._truth, self._tiou = decoder, curves, truth, tiou
         self._groups = np.array([groups[name] for name in curves.index.recordings])
+        self._markov: dict[tuple[Any, ...], list[list[Runs]]] = {}  # few runs, and slow to find
         self._found: _Last[Found] = _Last()
         self._learner: _Last[Learner] = _Last()
         self._moved: _Last[list[Moved]] = _Last()
@@ -61,7 +70,7 @@ class HeldOutDecoder:
         if not self._found.holds(key):
             for made_of_it in (self._learner, self._moved, self._learned):
                 made_of_it.forget()
-        return self._found.of(key, lambda: self._decoder.propose(self._curves, settings))
+        return self._found.of(key, lambda: self._decoder.propose(self._curves, settings, self._markov_runs(settings)))
 
     def detections(self, settings: DecodeSettings) -> pl.DataFrame:
         """Return the detections of every group, decoded with what was learned on the other groups."""
@@ -81,6 +90,14 @@ class HeldOutDecoder:
         every = np.ones(len(self.found(settings).proposals.label), dtype=bool)
         learner = self._learner_of(settings)
         return learner.learned(learner.moved(every, shown=~every, refine=settings.refine), settings).fitted
+
+    def _markov_runs(self, settings: DecodeSettings) -> list[list[Runs]]:
+        if settings.smoothing_s <= 0:
+            settings = replace(settings, smoothing_power=0.0)  # nothing is smoothed: it does not matter
+        key = tuple(getattr(settings, name) for name in _MARKOV)
+        if key not in self._markov:
+            self._markov[key] = self._decoder.markov_runs(self._curves, settings)
+        return self._markov[key]
 
     def _shown(self, learned: Learned, settings: DecodeSettings) -> pl.DataFrame:
         scorer = learned.fitted.scorer
