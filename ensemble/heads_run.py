@@ -69,6 +69,8 @@ class HeadsRun:
             InputError, LeakError: as `load`.
         """
         _check_record(record, manifest, where=where)
+        names = [name for name, kind in SCHEMA.items() if kind is pl.String]
+        table = table.with_columns(pl.col(names).cast(pl.Categorical))  # comparing these is ten times faster
         predicted = folds_in(table)
         for folds in (dict(manifest.folds.iter_rows()), record.get("folds")):
             if folds:
@@ -96,8 +98,7 @@ def _read_table(path: Path) -> pl.DataFrame:
         raise InputError(f"{path}: not a readable parquet file; run `talstack heads` again ({error})") from error
     if dict(table.schema) != SCHEMA:
         raise InputError(f"{path}: expected columns {', '.join(SCHEMA)}, got {dict(table.schema)}; run heads again")
-    names = [name for name, kind in SCHEMA.items() if kind is pl.String]
-    return table.with_columns(pl.col(names).cast(pl.Categorical))  # comparing these is ten times faster
+    return table
 
 
 def _check_folds(

@@ -170,6 +170,17 @@ def test_means_follow_the_interpolated_curve() -> None:
     assert means.contrast(np.array([[0.0, 4.0]]), column, 0.1)[0] == pytest.approx(mean(0.0, 4.0), abs=0.01)
 
 
+def test_logits_around_a_time_are_those_at_each_moment() -> None:
+    rng = np.random.default_rng(0)
+    means = CurveMeans([rng.uniform(0.01, 0.99, (size, 3)) for size in (5, 1, 8)], 0.5)
+    owner, column = np.array([0, 1, 2, 2, 0, 2]), np.array([0, 1, 2, 0, 2, 1])
+    times_s = np.array([0.0, 0.2, 4.0, 1.25, 2.6, 1.9])
+    offsets = [-2.0, -1.5, -0.5, 0.0, 0.3, 1.0, 2.5]
+    rows = means.at(owner)
+    expected = rows.logits_at(times_s[:, None] + 0.5 * np.array(offsets), column)
+    np.testing.assert_allclose(rows.logits_around(times_s, offsets, column), expected, atol=1e-6)
+
+
 def test_limits_come_from_training_recordings_only(world) -> None:
     manifest, _ = world
     training = manifest.recordings_of(["train"])

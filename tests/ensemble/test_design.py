@@ -19,6 +19,15 @@ def test_windows_average_both_sides_inside_the_recording() -> None:
                 np.testing.assert_allclose(got[model, here], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_windows_do_not_depend_on_whether_other_models_miss_a_segment() -> None:
+    values = np.random.default_rng(0).normal(size=(2, 9, 3)).astype(np.float32)
+    gap = values.copy()
+    gap[1, 4] = np.nan
+    for whole, with_gap in zip(neighbour_means(values, (1, 3)), neighbour_means(gap, (1, 3)), strict=True):
+        np.testing.assert_allclose(whole[0], with_gap[0], rtol=1e-6)
+        assert not np.isnan(whole).any()
+
+
 def test_lonely_segment_stands_in_for_its_neighbours() -> None:
     values = np.array([[[0.7]]], dtype=np.float32)
     assert neighbour_means(values, (2,))[0].tolist() == values.tolist()

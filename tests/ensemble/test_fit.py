@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from talstack.ensemble import decode as decode_module
 from talstack.ensemble import fit as fit_module
 from talstack.ensemble.curves import Curves
 from talstack.ensemble.decode import Decoder, DecodeSettings, Fitted
@@ -112,6 +113,31 @@ def test_what_settings_have_in_common_is_made_once_and_changes_nothing(late, mon
     for changed in ({}, {"nms_sigma": 0.3}, {"score": "plain"}, {"end_shift_s": 0.2}, {"refine": False}):
         used.detections(replace(LEARNED, **changed))
     assert len(proposed) <= 1, "these settings have their proposals in common"
+
+
+def test_markov_runs_are_found_once_per_smoothing_and_model(late, monkeypatch: pytest.MonkeyPatch) -> None:
+    used, levels, viterbi = held_out_decoder(late), [], decode_module.viterbi_runs
+    monkeypatch.setattr(
+        decode_module, "viterbi_runs", lambda *given, **how: levels.append(how["level"]) or viterbi(*given, **how)
+    )
+    markov = replace(LEARNED, hmm=True, hmm_levels=(0.3, 0.5))
+    for changed, searched in (
+        ({}, 2), ({"gap_s": 1.0}, 0), ({"proposals": "class"}, 0), ({"hmm": False}, 0), ({"smoothing_power": 1.0}, 0),
+        ({"smoothing_s": 0.5}, 2), ({"smoothing_s": 0.5, "smoothing_power": 1.0}, 2), ({}, 0),
+        ({"smoothing_s": 0.5}, 0), ({"hmm_weight": 2.0}, 2), ({"hmm_levels": (0.4,)}, 1),
+    ):  # fmt: skip
+        levels.clear()
+        used.detections(replace(markov, **changed))
+        assert len(levels) == searched, changed
+
+
+def test_groups_decoded_at_once_are_decoded_as_one_by_one(late) -> None:
+    decoder, curves, instances = late
+    groups = {name: row % 3 for row, name in enumerate(NAMES)}
+    several = HeldOutDecoder(
+        decoder, curves, truth_of(instances, decoder.actions), groups=groups, tiou=TIOU, threads=3
+    )  # fmt: skip
+    assert_frame_equal(several.detections(LEARNED), held_out(late, LEARNED))
 
 
 def test_recordings_of_any_length_are_decoded_together_as_alone(late) -> None:

@@ -9,7 +9,7 @@ import pytest
 from talstack.ensemble.config import EnsembleConfig
 from talstack.ensemble.decode import Curves, Decoder
 from talstack.ensemble.durations import ClassDurations
-from talstack.ensemble.tune import Problem, boundary_bias, first_settings, nested_average_map, tune
+from talstack.ensemble.tune import Problem, boundary_bias, first_settings, nested_average_map, solve_each, tune
 from talstack.io.detections import DETECTION_SCHEMA
 from talstack.io.errors import ConfigError, LeakError
 from talstack.io.grid import SegmentGrid
@@ -52,6 +52,15 @@ def test_class_runs_are_chosen_where_actions_overlap() -> None:
     assert tuned.settings.proposals == "class"
     assert tuned.average_map == pytest.approx(1.0)
     assert tuned.first_average_map < 0.9
+
+
+@pytest.mark.parametrize(
+    ("num", "jobs", "threads"), [(3, 2, [1, 1, 2]), (1, 4, [4]), (3, 16, [5, 5, 5]), (4, 2, [1] * 4), (2, 1, [1, 1])]
+)
+def test_the_last_systems_share_what_threads_there_are(num: int, jobs: int, threads: list[int]) -> None:
+    problem = recordings_like(OVERLAPPING, num=2)
+    found = solve_each({f"s{n}": problem for n in range(num)}, lambda name, one: (name, one.threads), jobs=jobs)
+    assert found == {f"s{n}": (f"s{n}", threads[n]) for n in range(num)}
 
 
 def test_systematic_delay_is_corrected() -> None:

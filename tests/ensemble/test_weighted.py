@@ -48,6 +48,18 @@ def test_missing_model_passes_its_weight_on() -> None:
     np.testing.assert_allclose(mean_of(probs, weights=np.array([1.0, 0.0, 0.0])), [0.2, 0.5, 0.0])
 
 
+@pytest.mark.parametrize("weights", [None, (0.5, 0.2, 0.3), (0.0, 0.0, 0.0)])
+def test_mean_is_the_same_whether_or_not_another_segment_misses_a_model(weights) -> None:
+    probs = np.random.default_rng(0).random((3, 6, 4)).astype(np.float32)
+    some = probs.copy()
+    some[1, 5] = np.nan
+    weights = None if weights is None else np.array(weights)
+    whole, with_gap = mean_of(probs, weights=weights), mean_of(some, weights=weights)
+    np.testing.assert_array_equal(whole[:5], with_gap[:5])
+    expected = np.average(probs, axis=0, weights=None if weights is None or not weights.any() else weights)
+    np.testing.assert_allclose(whole, expected, rtol=1e-6)
+
+
 def test_segment_ap_is_the_mean_average_precision(mixed) -> None:
     probs, targets = mixed
     expected = np.mean([average_precision_score(targets[:, c], probs[0, :, c]) for c in range(3)])
