@@ -74,25 +74,26 @@ def viterbi_runs(
 def _longest_paths(evidence: np.ndarray, num: np.ndarray, durations: Durations) -> np.ndarray:
     """Return how long the run is that the best path ends with after each segment, (T + 1, R, K); 0 where it is off."""
     steps, num_recordings, num_curves = evidence.shape
-    gain = np.zeros((steps + 1, num_recordings, num_curves))  # best path so far less what all segments on would be
-    length = np.zeros(gain.shape, dtype=np.int16)
+    most = len(durations.exactly)
+    # time comes last, backwards: what a step reads then lies together, and as the durations do
+    gain = np.zeros((num_recordings, num_curves, steps + 1))  # best path so far less what all segments on would be
+    exactly, at_least = (np.ascontiguousarray(part.T) for part in (durations.exactly, durations.at_least))
+    length = np.zeros((steps + 1, num_recordings, num_curves), dtype=np.int16)
+    scores = np.empty((num_recordings, num_curves, most))
     for t in range(1, steps + 1):
-        longest = min(t, len(durations.exactly))
-        before = gain[t - longest : t][::-1]  # a run of d = 1..longest segments begins at t - d
-        prior = durations.exactly[:longest, None, :]
-        begins_with = t <= len(durations.exactly)
+        longest, now = min(t, most), steps - t
+        before = gain[:, :, now + 1 : now + 1 + longest]  # a run of d = 1..longest segments begins at t - d
+        score = np.add(before, exactly[:, :longest], out=scores[:, :, :longest])
         ends = num == t
-        if ends.any() or begins_with:
-            prior = np.broadcast_to(prior, before.shape).copy()
-            prior[:, ends] = durations.at_least[:longest, None, :]
-            if begins_with:
-                prior[-1] = durations.at_least[longest - 1]
-        score = before + prior
-        pick = score.argmax(axis=0, keepdims=True)
-        on = np.take_along_axis(score, pick, axis=0)[0]
-        off = gain[t - 1] - evidence[t - 1]
-        length[t] = np.where(on > off, pick[0] + 1, 0)
-        gain[t] = np.maximum(on, off)
+        if ends.any():
+            score[ends] = before[ends] + at_least[:, :longest]
+        if t <= most:
+            score[:, :, -1] = before[:, :, -1] + at_least[:, longest - 1]
+        pick = score.argmax(axis=2)
+        on = np.take_along_axis(score, pick[:, :, None], axis=2)[:, :, 0]
+        off = before[:, :, 0] - evidence[t - 1]
+        length[t] = np.where(on > off, pick + 1, 0)
+        gain[:, :, now] = np.maximum(on, off)
     return length
 
 
