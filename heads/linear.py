@@ -121,7 +121,7 @@ def _choose(
     if not is_open:
         return search.unchosen(targets, gains[0])
     near, step = None, -(-len(rows) // _GAIN_ROWS)
-    if len(gains) > 1 and step > 1:
+    if len(gains) > 1 and step > 1 and len(np.unique(folds[::step])) > 1:
         first = search.best(rows[::step], targets[::step], folds[::step], gains, most_axes=_GAIN_AXES)
         gains, near = (first.gain,), first.found.l2
     return search.best(rows, targets, folds, gains, most_axes=_CHOICE_AXES, near=near)
@@ -161,10 +161,7 @@ class _Search:
             most_axes: how many of the leading axes are looked along.
             near: the penalty to expect.
         """
-        num_positives = targets.sum(axis=0)
-        varied = (num_positives > 0) & (num_positives < len(rows))
-        targets = targets[:, varied] if not varied.all() else targets
-        l2s = sorted(self.config.linear_l2, reverse=True)
+        targets, l2s = _varied(targets), sorted(self.config.linear_l2, reverse=True)
         best: _Choice | None = None
         for gain in gains:
             scale, axes = self._axes(gain, most_axes)
@@ -177,9 +174,9 @@ class _Search:
         return best
 
     def unchosen(self, targets: np.ndarray, gain: float) -> "_Choice":
-        """Return what is taken where nothing can be compared."""
+        """Return what is taken where nothing can be compared; it starts from the rates of the classes that vary."""
         scale, axes = self._axes(gain, _CHOICE_AXES)
-        l2s, bias = sorted(self.config.linear_l2, reverse=True), _anchor(targets, self.link)
+        l2s, bias = sorted(self.config.linear_l2, reverse=True), _anchor(_varied(targets), self.link)
         start = Weights(np.zeros((axes.vectors.shape[1], len(bias)), np.float32), bias)
         return _Choice(gain, scale, axes, _Found(l2s[len(l2s) // 2], 0.0, start))
 
@@ -352,6 +349,13 @@ class _Trial:
     loss: float
     starts: Sequence[Weights | None]
     held_out: list[HeldOut]
+
+
+def _varied(targets: np.ndarray) -> np.ndarray:
+    """Return the columns of the classes that some rows have and others have not."""
+    num_positives = targets.sum(axis=0)
+    varied = (num_positives > 0) & (num_positives < len(targets))
+    return targets if varied.all() else targets[:, varied]
 
 
 def _anchor(targets: np.ndarray, link: Link) -> np.ndarray:

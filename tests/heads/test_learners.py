@@ -176,6 +176,38 @@ def test_choices_on_some_of_the_rows_lose_no_class_and_next_to_nothing(
     np.testing.assert_allclose(some.predict_proba(rows), whole.predict_proba(rows), atol=0.06)
 
 
+def test_a_class_that_no_row_looked_at_has_is_learned_where_nothing_can_be_chosen_too(
+    quick: HeadsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(400, 6)).astype(np.float32)
+    targets = rows[:, :2] + 0.3 * rng.normal(size=(400, 2)) > [0.0, 9.0]
+    targets[1::40, 1] = True
+    monkeypatch.setattr(linear, "_CHOICE_ROWS", 100)
+    none = np.zeros(400, dtype=np.int64)
+    head = LinearHead.fit(rows, targets, folds=none, link="sigmoid", config=quick)
+    assert head.columns.learned.all() and np.isfinite(head.predict_proba(rows)).all()
+    assert 0.005 < head.predict_proba(rows)[:, 1].mean() < 0.1
+
+
+def test_where_few_rows_would_lose_an_inner_fold_all_of_them_choose_the_size_of_context(
+    quick: HeadsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at, made = [], _Problem.of.__func__  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        _Problem, "of",
+        classmethod(lambda cls, rows, *args, **options: looked_at.append(len(rows)) or made(cls, rows, *args, **options)),
+    )  # fmt: skip
+    monkeypatch.setattr(linear, "_GAIN_ROWS", 100)
+    rows = np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32)
+    config = replace(quick, linear_context_gain=(1.0, 0.1))
+    for place, expected in ((1, [400, 400]), (4, [100, 100, 400])):
+        looked_at.clear()
+        folds = (np.arange(400) == place).astype(np.int64)
+        LinearHead.fit(rows, rows[:, :1] > 0, folds=folds, link="sigmoid", config=config, context=np.arange(6) >= 3)
+        assert looked_at == expected
+
+
 def test_the_next_size_of_context_is_tried_near_the_penalty_that_was_best(
     quick: HeadsConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
