@@ -193,11 +193,7 @@ def test_a_class_that_no_row_looked_at_has_is_learned_where_nothing_can_be_chose
 def test_where_few_rows_would_lose_an_inner_fold_all_of_them_choose_the_size_of_context(
     quick: HeadsConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looked_at, made = [], _Problem.of.__func__  # type: ignore[attr-defined]
-    monkeypatch.setattr(
-        _Problem, "of",
-        classmethod(lambda cls, rows, *args, **options: looked_at.append(len(rows)) or made(cls, rows, *args, **options)),
-    )  # fmt: skip
+    looked_at = noted_problems(monkeypatch)
     monkeypatch.setattr(linear, "_GAIN_ROWS", 100)
     rows = np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32)
     config = replace(quick, linear_context_gain=(1.0, 0.1))
@@ -205,7 +201,7 @@ def test_where_few_rows_would_lose_an_inner_fold_all_of_them_choose_the_size_of_
         looked_at.clear()
         folds = (np.arange(400) == place).astype(np.int64)
         LinearHead.fit(rows, rows[:, :1] > 0, folds=folds, link="sigmoid", config=config, context=np.arange(6) >= 3)
-        assert looked_at == expected
+        assert [num_rows for num_rows, _ in looked_at] == expected
 
 
 def test_the_next_size_of_context_is_tried_near_the_penalty_that_was_best(
@@ -224,22 +220,29 @@ def test_the_next_size_of_context_is_tried_near_the_penalty_that_was_best(
     assert second[:2] == downwards[-2:] and len(second) <= 3, tried
 
 
-def test_where_rows_are_many_the_size_of_context_is_chosen_on_some_and_the_rest_on_more(
-    quick: HeadsConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def noted_problems(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Return where the number of rows and axes of every problem that choices are made on will be noted."""
     looked_at, made = [], _Problem.of.__func__  # type: ignore[attr-defined]
 
     def noted(cls: type[_Problem], rows: np.ndarray, *args: object, **options: object) -> _Problem:
         looked_at.append((len(rows), args[2].shape[1]))  # type: ignore[attr-defined]
         return made(cls, rows, *args, **options)
 
+    monkeypatch.setattr(_Problem, "of", classmethod(noted))
+    return looked_at
+
+
+def test_where_rows_are_many_the_size_of_context_is_chosen_on_some_and_the_rest_on_more(
+    quick: HeadsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at = noted_problems(monkeypatch)
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(1200, 60)).astype(np.float32)
     context, folds = np.arange(60) >= 30, np.arange(1200) // 400
     targets = rows[:, :2] + 0.5 * rng.normal(size=(1200, 2)) > 0
     config = replace(quick, linear_context_gain=(1.0, 0.05), linear_l2=(0.1, 0.03, 0.01))
     whole = LinearHead.fit(rows, targets, folds=folds, link="sigmoid", config=config, context=context)
-    monkeypatch.setattr(_Problem, "of", classmethod(noted))
+    looked_at.clear()
     for name, value in (("_GAIN_ROWS", 300), ("_GAIN_AXES", 20), ("_CHOICE_AXES", 50)):
         monkeypatch.setattr(linear, name, value)
     some = LinearHead.fit(rows, targets, folds=folds, link="sigmoid", config=config, context=context)
