@@ -24,13 +24,8 @@ Item = TypeVar("Item")
 _SELECTION = ("margin", "contrast_weight", "nms", "nms_threshold", "nms_sigma", "min_score", "max_detections")
 _LIMITS = ("start_shift_s", "end_shift_s", "shortest", "longest", "score")
 _ENDS = ("refine",)
-_MARKOV = (
-    "smoothing_s",
-    "smoothing_power",
-    "hmm",
-    "hmm_levels",
-    "hmm_weight",
-)  # what the Markov model's runs depend on
+# what the runs of the Markov model depend on
+_MARKOV = ("smoothing_s", "smoothing_power", "hmm", "hmm_levels", "hmm_weight")
 _DEFAULTS = {field.name: field.default for field in fields(DecodeSettings)}
 
 

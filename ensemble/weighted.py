@@ -36,6 +36,7 @@ def mean_of(probs: np.ndarray, *, weights: np.ndarray | None = None, fallback: n
     shares = np.ones(len(probs)) if weights is None else np.asarray(weights, dtype=np.float64)
     shares = shares.reshape(*shares.shape, *[1] * (probs.ndim - shares.ndim))
     if len(probs) and present.all():  # the same, model by model
+        shares = np.broadcast_to(shares, (len(probs), *shares.shape[1:]))
         shares = np.where(shares.sum(axis=0) > 0, shares, 1.0)
         return (sum(map(np.multiply, probs, shares)) / shares.sum(axis=0)).astype(np.float32)
     share = present * shares

@@ -4,7 +4,6 @@ Not interpolated (scikit-learn's definition) and not comparable with the mAP of 
 """
 
 import numpy as np
-from sklearn.metrics import average_precision_score
 
 from talstack.io.errors import InputError
 
@@ -35,6 +34,8 @@ def segment_average_precision(
     probs, targets = probs[valid], targets[valid]
     if not np.isfinite(probs).all():
         raise InputError("segment AP: probs of valid segments must be finite; mask the others with `valid`")
+    from sklearn.metrics import average_precision_score  # a second that a command spends before it fits anything, else
+
     occurring = np.flatnonzero(targets.any(axis=0))
     if not occurring.size:
         raise InputError("segment AP: no class occurs in the valid segments, so there is nothing to average")

@@ -72,7 +72,8 @@ def test_help_and_finished_extraction_need_no_torch() -> None:
 
 def test_linear_heads_and_their_ensemble_start_without_lightgbm_and_what_it_brings_along() -> None:
     slow = "{'lightgbm', 'sklearn', 'scipy.stats', 'torch'}"
-    code = f"import sys, talstack.heads.run, talstack.ensemble.run; sys.exit(bool({slow} & set(sys.modules)))"
+    rooms = "talstack.heads.run, talstack.heads.quality, talstack.ensemble.run"
+    code = f"import sys, {rooms}; sys.exit(bool({slow} & set(sys.modules)))"
     subprocess.run([sys.executable, "-P", "-c", code], check=True, cwd="/")
 
 

@@ -58,6 +58,8 @@ def test_mean_is_the_same_whether_or_not_another_segment_misses_a_model(weights)
     np.testing.assert_array_equal(whole[:5], with_gap[:5])
     expected = np.average(probs, axis=0, weights=None if weights is None or not weights.any() else weights)
     np.testing.assert_allclose(whole, expected, rtol=1e-6)
+    by_class = np.array([[[1.0, 0.0, 2.0, 0.5]]])  # the same for every model
+    np.testing.assert_array_equal(mean_of(probs, weights=by_class)[:5], mean_of(some, weights=by_class)[:5])
 
 
 def test_segment_ap_is_the_mean_average_precision(mixed) -> None:
