@@ -180,7 +180,7 @@ class Decoder:
             table = table.with_columns(score=pl.Series(fitted.calibration.apply(table["score"].to_numpy())))
         return table.sort("recording", "score", descending=[False, True], maintain_order=True)
 
-    def propose(self, curves: Curves, settings: DecodeSettings, markov: Sequence[list[Runs]] | None = None) -> Found:
+    def propose(self, curves: Curves, settings: DecodeSettings, markov: Sequence[Runs] | None = None) -> Found:
         """Return the proposals, as the curves give them: not refined, not limited.
 
         Args:
@@ -238,7 +238,7 @@ class Decoder:
         length = proposals.intervals[:, 1] - proposals.intervals[:, 0]
         return with_deviation(features, self.durations.deviation(proposals.label, length))
 
-    def markov_runs(self, curves: Curves, settings: DecodeSettings) -> list[list[Runs]]:
+    def markov_runs(self, curves: Curves, settings: DecodeSettings) -> list[Runs]:
         """Return each recording's runs of the hidden Markov model; settings.hmm and settings.smoothing_* matter."""
         return self._markov_runs(curves.index.recordings, self._smoothed(curves, settings), settings)
 
@@ -249,39 +249,28 @@ class Decoder:
         sigmas = settings.smoothing_s * np.append(1.0, lengths)
         return [smooth(values, sigmas / self.grids[name].segment_s) for name, values in curves]
 
-    def _markov_runs(
-        self, names: Sequence[str], values: Sequence[np.ndarray], settings: DecodeSettings
-    ) -> list[list[Runs]]:
+    def _markov_runs(self, names: Sequence[str], values: Sequence[np.ndarray], settings: DecodeSettings) -> list[Runs]:
         if not settings.hmm:
-            return [[] for _ in names]
-        found: list[list[Runs]] = []
-        for start in range(0, len(names), BATCH):
-            part = slice(start, start + BATCH)
-            found += self._markov_batch(names[part], list(values[part]), settings)
+            return [join_runs([]) for _ in names]
+        levels, found = np.array(settings.hmm_levels), []
+        durations = self._markov_durations(self.grids[names[0]].segment_s)
+        runs = viterbi_runs(values, durations, levels=settings.hmm_levels, weight=settings.hmm_weight)
+        for name, own, (level, curve, segments) in zip(names, values, runs, strict=True):
+            intervals = crossings(own, curve, segments, levels[level], self.grids[name])
+            real = intervals[:, 1] > intervals[:, 0]
+            found.append(Runs(curve, levels[level], intervals, np.ones(len(curve), dtype=bool)).rows(real))
         return found
 
-    def _markov_batch(
-        self, names: Sequence[str], values: list[np.ndarray], settings: DecodeSettings
-    ) -> list[list[Runs]]:
-        found: list[list[Runs]] = [[] for _ in names]
-        segment_s = self.grids[names[0]].segment_s
+    def _markov_durations(self, segment_s: float) -> Durations:
+        """Return the durations of the activity, which are those of all classes, and of every class."""
         d = self.durations
         overall = np.array([d.log_mean.mean(), np.sqrt(d.log_mean.var() + np.square(d.log_spread).mean())])
         mean, spread = np.append(overall[0], d.log_mean), np.append(overall[1], d.log_spread)
         longest = np.append(d.limits_s[:, 1].max(), d.limits_s[:, 1]) / segment_s
-        durations = Durations.log_normal(mean - np.log(segment_s), spread, np.minimum(longest, 1e6))
-        for level in settings.hmm_levels:
-            runs = viterbi_runs(values, durations, level=level, weight=settings.hmm_weight)
-            for row, (curve, segments) in enumerate(runs):
-                grid = self.grids[names[row]]
-                levels = np.full(len(curve), level)
-                intervals = crossings(values[row], curve, segments, levels, grid)
-                real = intervals[:, 1] > intervals[:, 0]
-                found[row].append(Runs(curve, levels, intervals, np.ones(len(curve), dtype=bool)).rows(real))
-        return found
+        return Durations.log_normal(mean - np.log(segment_s), spread, np.minimum(longest, 1e6))
 
-    def _runs(self, name: str, values: np.ndarray, markov: list[Runs], settings: DecodeSettings) -> Runs:
-        parts = [runs.rows(self._is_wanted(runs.curve, settings)) for runs in markov]
+    def _runs(self, name: str, values: np.ndarray, markov: Runs, settings: DecodeSettings) -> Runs:
+        parts = [markov.rows(self._is_wanted(markov.curve, settings))]
         for first, thresholds in ((0, settings.activity_thresholds), (1, settings.class_thresholds)):
             if settings.proposals == ("class", "activity")[first]:
                 continue

@@ -53,7 +53,7 @@ class HeldOutDecoder:
         self._threads = threads
         self._decoder, self._curves, self._truth, self._tiou = decoder, curves, truth, tiou
         self._groups = np.array([groups[name] for name in curves.index.recordings])
-        self._markov: dict[tuple[Any, ...], list[list[Runs]]] = {}  # few runs, and slow to find
+        self._markov: dict[tuple[Any, ...], list[Runs]] = {}  # few runs, and slow to find
         self._found: _Last[Found] = _Last()
         self._learner: _Last[Learner] = _Last()
         self._moved: _Last[list[Moved]] = _Last()
@@ -86,7 +86,7 @@ class HeldOutDecoder:
         learner = self._learner_of(settings)
         return learner.learned(learner.moved(every, shown=~every, refine=settings.refine), settings).fitted
 
-    def _markov_runs(self, settings: DecodeSettings) -> list[list[Runs]]:
+    def _markov_runs(self, settings: DecodeSettings) -> list[Runs]:
         if settings.smoothing_s <= 0:
             settings = replace(settings, smoothing_power=0.0)  # nothing is smoothed: it does not matter
         key = tuple(getattr(settings, name) for name in _MARKOV)

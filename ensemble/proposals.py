@@ -32,6 +32,9 @@ class Runs:
         return Runs(self.curve[keep], self.level[keep], self.intervals[keep], self.markov[keep])
 
 
+_NONE = Runs(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros((0, 2)), np.zeros(0, dtype=bool))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Proposals:
     """Runs with a class.
@@ -55,7 +58,7 @@ class Proposals:
 
 def join_runs(parts: list[Runs]) -> Runs:
     """Return the runs of all parts, one after the other."""
-    return Runs(*(np.concatenate([getattr(part, name) for part in parts]) for name in Runs.__slots__))
+    return Runs(*(np.concatenate([getattr(part, name) for part in [_NONE, *parts]]) for name in Runs.__slots__))
 
 
 def labelled(runs: Runs, owner: np.ndarray, means: CurveMeans, labels_per_run: int) -> Proposals:

@@ -118,7 +118,7 @@ def test_what_settings_have_in_common_is_made_once_and_changes_nothing(late, mon
 def test_markov_runs_are_found_once_per_smoothing_and_model(late, monkeypatch: pytest.MonkeyPatch) -> None:
     used, levels, viterbi = held_out_decoder(late), [], decode_module.viterbi_runs
     monkeypatch.setattr(
-        decode_module, "viterbi_runs", lambda *given, **how: levels.append(how["level"]) or viterbi(*given, **how)
+        decode_module, "viterbi_runs", lambda *given, **how: levels.extend(how["levels"]) or viterbi(*given, **how)
     )
     markov = replace(LEARNED, hmm=True, hmm_levels=(0.3, 0.5))
     for changed, searched in (

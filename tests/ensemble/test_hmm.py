@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
+from talstack.ensemble.design import CLIP
 from talstack.ensemble.hmm import MAX_SEGMENTS, Durations, viterbi_runs
+
+LIMITS = np.log([CLIP / (1 - CLIP), (1 - CLIP) / CLIP])  # of the logits that the model sees
 
 
 def known_durations(num_curves: int, typical: float = 3.0) -> Durations:
@@ -44,7 +47,7 @@ def test_path_is_the_best_of_all(seed) -> None:
     rng = np.random.default_rng(seed)
     logit = rng.normal(0.0, 2.5, (7, 2))
     durations = known_durations(2)
-    ((curve, segments),) = viterbi_runs([expit(logit)], durations, level=0.5, weight=0.8)
+    ((_, curve, segments),) = viterbi_runs([expit(logit)], durations, levels=[0.5], weight=0.8)
     for column in range(2):
         evidence = 0.8 * logit[:, column]
         found = [tuple(run) for run in segments[curve == column].tolist()]
@@ -52,13 +55,42 @@ def test_path_is_the_best_of_all(seed) -> None:
         assert value_of(found, evidence, durations, column) == pytest.approx(best, abs=1e-4)
 
 
+def best_value(evidence: np.ndarray, durations: Durations, curve: int) -> float:
+    """Return the value of the best path, over all segments and all durations, one by one."""
+    best = [0.0]
+    for past in range(1, len(evidence) + 1):
+        values = [best[-1]]
+        for first in range(max(0, past - len(durations.exactly)), past):
+            values.append(best[first] + value_of([(first, past)], evidence, durations, curve))
+        best.append(max(values))
+    return best[-1]
+
+
+@pytest.mark.parametrize("typical", [1.0, 4.0, 15.0])
+def test_what_is_left_out_of_the_search_has_no_run(typical) -> None:
+    rng = np.random.default_rng(int(typical))
+    durations = known_durations(3, typical)
+    logit = [rng.normal(-1.0, 2.0, (num, 3)) + 2.0 * np.sin(np.arange(num) / 5.0)[:, None] for num in (90, 31, 1, 64)]
+    levels, num_runs = (0.3, 0.5), 0
+    found = viterbi_runs([expit(values) for values in logit], durations, levels=levels, weight=0.7)
+    for values, (level, curve, segments) in zip(logit, found, strict=True):
+        for number, column in itertools.product(range(len(levels)), range(3)):
+            evidence = 0.7 * (np.clip(values[:, column], *LIMITS) - np.log(levels[number] / (1 - levels[number])))
+            path = [tuple(run) for run in segments[(level == number) & (curve == column)].tolist()]
+            value = value_of(path, evidence, durations, column)
+            assert value == pytest.approx(best_value(evidence, durations, column), abs=1e-3)
+            assert all(a[1] <= b[0] for a, b in itertools.pairwise(path))
+            num_runs += len(path)
+    assert num_runs > 20
+
+
 def test_recordings_of_different_length_are_independent() -> None:
     rng = np.random.default_rng(0)
     values = [expit(rng.normal(0, 3, (num, 3))) for num in (5, 40, 17)]
     durations = known_durations(3)
-    together = viterbi_runs(values, durations, level=0.4, weight=0.5)
-    for curves, (curve, segments) in zip(values, together, strict=True):
-        ((alone_curve, alone),) = viterbi_runs([curves], durations, level=0.4, weight=0.5)
+    together = viterbi_runs(values, durations, levels=[0.4], weight=0.5)
+    for curves, (_, curve, segments) in zip(values, together, strict=True):
+        ((_, alone_curve, alone),) = viterbi_runs([curves], durations, levels=[0.4], weight=0.5)
         assert (curve.tolist(), segments.tolist()) == (alone_curve.tolist(), alone.tolist())
 
 
@@ -67,7 +99,7 @@ def test_flicker_shorter_than_any_instance_is_passed_over() -> None:
     logit[10:18] = 3.0
     logit[13] = -1.5
     logit[24] = 1.5
-    ((_, segments),) = viterbi_runs([expit(logit)], known_durations(1, 8.0), level=0.5, weight=0.5)
+    ((_, _, segments),) = viterbi_runs([expit(logit)], known_durations(1, 8.0), levels=[0.5], weight=0.5)
     assert segments.tolist() == [[10, 18]]
 
 
@@ -76,7 +108,7 @@ def test_typical_duration_decides_where_the_curve_does_not() -> None:
     logit[4:9], logit[9:12] = 4.0, 0.0
     ends = []
     for typical in (5.0, 9.0):  # the likeliest length is a little below
-        ((_, segments),) = viterbi_runs([expit(logit)], known_durations(1, typical), level=0.5, weight=0.5)
+        ((_, _, segments),) = viterbi_runs([expit(logit)], known_durations(1, typical), levels=[0.5], weight=0.5)
         ends.append(segments.tolist())
     assert ends == [[[4, 9]], [[4, 12]]]
 
@@ -84,4 +116,4 @@ def test_typical_duration_decides_where_the_curve_does_not() -> None:
 def test_long_classes_do_not_make_the_table_endless() -> None:
     durations = Durations.log_normal(np.array([3.0]), np.array([1.0]), np.array([1e6]))
     assert durations.exactly.shape == (MAX_SEGMENTS, 1)
-    assert viterbi_runs([], durations, level=0.5, weight=1.0) == []
+    assert viterbi_runs([], durations, levels=[0.5], weight=1.0) == []
