@@ -14,11 +14,12 @@ A missing model is NaN, which trees handle by themselves. Deterministic for one 
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from talstack.ensemble.config import EnsembleConfig
 from talstack.ensemble.design import Scaling, action_features
@@ -60,7 +61,7 @@ class BoostedStacker:
         return self.predict_path(evidence, [self.num_rounds])[0]
 
     def predict_path(self, evidence: Evidence, rounds: Sequence[int]) -> list[np.ndarray]:
-        """Return what `predict` would for other numbers of trees, up to the one that was fitted."""
+        """Return what `predict` would for other numbers of trees, ascending, up to the one that was fitted."""
         check_classes(evidence, self.actions, self.scenes)
         evidence = evidence.with_models(self.models)
         ratio = self.prior.log_ratio(evidence.scene_probs)
@@ -73,10 +74,23 @@ class BoostedStacker:
                 evidence.action_probs[:, rows], evidence.activity_probs[:, rows], self.neighbours
             )
             columns = pair_columns(self.scaling.standardise(features), self.models, ratio[[row]])
+            score, done = np.zeros(len(columns)), 0
             for part, count in zip(parts, rounds, strict=True):
-                probs = np.asarray(booster.predict(columns, num_iteration=count, num_threads=1))
-                part.append(probs.reshape(-1, len(self.actions)).astype(np.float32))
+                if count > done:  # LightGBM takes 0 for all
+                    more = {"start_iteration": done, "num_iteration": count - done}
+                    score += booster.predict(columns, raw_score=True, num_threads=1, **more)
+                part.append(expit(score).reshape(-1, len(self.actions)).astype(np.float32))
+                done = count
         return [np.concatenate(part) for part in parts]
+
+    def shortened(self, num_rounds: int) -> "BoostedStacker":
+        """Return the stacker of the first `num_rounds` trees, at most those that it has."""
+        if num_rounds >= self.num_rounds:
+            return self
+        import lightgbm as lgb
+
+        text = lgb.Booster(model_str=self.text).model_to_string(num_iteration=num_rounds)
+        return replace(self, text=text, num_rounds=num_rounds)
 
     def save(self, folder: Path) -> None:
         """Write boosted.lightgbm.txt and boosted.json; the JSON, which has the text's hash, comes last."""
@@ -134,11 +148,13 @@ def fit_boosted(rows: TrainingRows, *, num_rounds: int, config: EnsembleConfig) 
     import lightgbm as lgb  # see above
 
     scaling = Scaling.of(rows.action)
-    columns = pair_columns(scaling.standardise(rows.action), rows.evidence.models, rows.ratio)
-    labels = rows.targets.ravel()
     taken, weight = sampled_pairs(rows)
+    places, classes = np.unravel_index(taken, rows.targets.shape)
+    features = scaling.standardise(rows.action[:, :, places, classes][..., None])
+    columns = pair_columns(features, rows.evidence.models, rows.ratio[places, classes][:, None])
     params = _params(len(taken), config)
-    data = lgb.Dataset(columns[taken], labels[taken].astype(np.float32), weight=weight, params=params)
+    labels = rows.targets[places, classes].astype(np.float32)
+    data = lgb.Dataset(columns, labels, weight=weight, params=params)
     booster = lgb.train(params, data, num_boost_round=num_rounds)
     return BoostedStacker(
         models=rows.evidence.models,

@@ -12,19 +12,20 @@ import numpy as np
 import polars as pl
 from joblib import Parallel, delayed
 
-from talstack.ensemble.boosted import fit_boosted
+from talstack.ensemble.boosted import BoostedStacker, fit_boosted
 from talstack.ensemble.config import EnsembleConfig
 from talstack.ensemble.curves import Curves
 from talstack.ensemble.direct import direct_weights
 from talstack.ensemble.evidence import Evidence
 from talstack.ensemble.hierarchical import Penalty
 from talstack.ensemble.stack import SHARES, Stack, mixed
-from talstack.ensemble.stacker import TrainingRows, fit_stackers, predict_each
+from talstack.ensemble.stacker import Stacker, TrainingRows, fit_stackers, predict_each
 from talstack.ensemble.weighted import ClassMean, combine, greedy_weights, negative_log_loss
 from talstack.io.errors import LeakError
 from talstack.io.predictions import folds_in
 
 BY_CLASS = "weighted_by_class"  # the combiner whose mean is part of the stack
+_HeldOut = tuple[list[Curves], list[np.ndarray]]  # predictions for every penalty, those of every number of trees
 MAX_GROUPS = 5  # where the folds do not tell the recordings apart
 
 
@@ -148,19 +149,61 @@ def cross_fit_stackers(
     training: Training, kinds: Collection[str], *, config: EnsembleConfig, mean: Curves | None = None, jobs: int = 1
 ) -> dict[str, tuple[Curves, Chosen]]:
     """Return what `cross_fit_stacker` does, for several kinds of stack (`SHARES`) made of the same fits."""
-    penalties = [Penalty(shared, deviation) for shared in config.shared_l2 for deviation in config.class_l2]
-    with_trees = set(kinds) != {"logistic"}
-    splits = list(training.splits())
     parts = Parallel(n_jobs=jobs, prefer="threads")(
-        delayed(_predict_held_out)(fit, held_out, penalties, with_trees, config) for fit, held_out in splits
+        delayed(_predict_held_out)(fit, held_out, set(kinds) != {"logistic"}, config)
+        for fit, held_out in training.splits()
     )
-    held_out = [part for _, part in splits]
+    return _chosen(training, parts, kinds, config=config, mean=_mean_of(training, mean, config, jobs))
+
+
+def fit_and_cross_fit_stack(
+    training: Training, *, config: EnsembleConfig, mean: tuple[np.ndarray, Curves] | None = None, jobs: int = 1
+) -> tuple[Stack, Curves, Chosen]:
+    """Return what `fit_stack` and `cross_fit_stacker` do; all candidates are fitted on everything beside the groups.
+
+    Args:
+        mean: weights by class and their held-out predictions, where they are there already.
+    """
+    with_trees = config.stacker != "logistic"
+    weights, held_out = mean or (None, None)
+    whole, *parts = Parallel(n_jobs=jobs, prefer="threads")(
+        [
+            delayed(_fit_candidates)(training, with_trees, config),
+            *(delayed(_predict_held_out)(fit, left, with_trees, config) for fit, left in training.splits()),
+        ]
+    )
+    held_out = _mean_of(training, held_out, config, jobs)
+    curves, chosen = _chosen(training, parts, [config.stacker], config=config, mean=held_out)[config.stacker]
+    return _stack(training, chosen, *whole, config=config, weights=weights), curves, chosen
+
+
+def _mean_of(training: Training, mean: Curves | None, config: EnsembleConfig, jobs: int) -> Curves | None:
+    """Return the held-out mean weighted by class, where it is part of the stack; it may be there already."""
+    if not config.stack_mean:
+        return None
+    return mean or cross_fit_weighted(training, config=config, combiner=BY_CLASS, jobs=jobs)
+
+
+def _chosen(
+    training: Training,
+    parts: Sequence[_HeldOut],
+    kinds: Collection[str],
+    *,
+    config: EnsembleConfig,
+    mean: Curves | None,
+) -> dict[str, tuple[Curves, Chosen]]:
+    """Return by kind of stack the predictions of the best candidates, and which these are.
+
+    Args:
+        parts: what `_predict_held_out` gives for each of `training.splits()`.
+    """
+    held_out = [part for _, part in training.splits()]
     best = _least_loss([[curves.action for curves in logistic] for logistic, _ in parts], held_out)
-    penalty, logistic = penalties[best], [curves[best] for curves, _ in parts]
+    penalty, logistic = _penalties(config)[best], [curves[best] for curves, _ in parts]
     num_rounds, boosted = 0, [curves.action for curves in logistic]
-    if with_trees:
+    if set(kinds) != {"logistic"}:
         best = _least_loss([trees for _, trees in parts], held_out)
-        num_rounds, boosted = sorted(config.gbm_rounds)[best], [trees[best] for _, trees in parts]
+        num_rounds, boosted = _rounds(config)[best], [trees[best] for _, trees in parts]
     found = {}
     for kind in kinds:
         shares = SHARES[kind]
@@ -171,12 +214,17 @@ def cross_fit_stackers(
         best = _least_loss(candidates, held_out)
         joined = [replace(curves, action=actions[best]) for curves, actions in zip(logistic, candidates, strict=True)]
         chosen = Chosen(penalty, num_rounds, shares[best]) if shares[best] else Chosen(penalty)
-        found[kind] = _joined(training, joined), chosen
-    if config.stack_mean:
-        if mean is None:
-            mean = cross_fit_weighted(training, config=config, combiner=BY_CLASS, jobs=jobs)
-        found = {kind: (mixed(curves, mean, config.stack_mean), chosen) for kind, (curves, chosen) in found.items()}
+        stacked = _joined(training, joined)
+        found[kind] = stacked if mean is None else mixed(stacked, mean, config.stack_mean), chosen
     return found
+
+
+def _penalties(config: EnsembleConfig) -> list[Penalty]:
+    return [Penalty(shared, deviation) for shared in config.shared_l2 for deviation in config.class_l2]
+
+
+def _rounds(config: EnsembleConfig) -> list[int]:
+    return sorted(set(config.gbm_rounds))
 
 
 def _least_loss(predictions: Sequence[Sequence[np.ndarray]], held_out: Sequence[Training]) -> int:
@@ -198,16 +246,31 @@ def fit_stack(
         weights: `fit_weights` by class, where they are there already.
     """
     rows = _rows(training, config)
-    logistic = fit_stackers(rows, penalties=[chosen.penalty])[0]
+    logistic = fit_stackers(rows, penalties=[chosen.penalty])
     boosted = None
     if chosen.num_rounds is not None:
         boosted = fit_boosted(rows, num_rounds=chosen.num_rounds, config=config)
+    return _stack(training, chosen, logistic, boosted, config=config, weights=weights)
+
+
+def _stack(
+    training: Training,
+    chosen: Chosen,
+    logistic: Sequence[Stacker],
+    boosted: BoostedStacker | None,
+    *,
+    config: EnsembleConfig,
+    weights: np.ndarray | None,
+) -> Stack:
+    """Return the stack of the chosen ones among fitted stackers, with the mean whose `weights` may be there already."""
+    best = next(stacker for stacker in logistic if stacker.penalty == chosen.penalty)
+    boosted = boosted.shortened(chosen.num_rounds) if boosted and chosen.num_rounds is not None else None
     mean = None
     if config.stack_mean:
         if weights is None:
             weights = fit_weights(training, config=config, combiner=BY_CLASS)
         mean = ClassMean(training.evidence.models, training.evidence.actions, weights)
-    return Stack(logistic, boosted, chosen.share, mean, config.stack_mean)
+    return Stack(best, boosted, chosen.share, mean, config.stack_mean)
 
 
 def cross_fit_weighted(
@@ -256,17 +319,19 @@ def fit_weights(training: Training, *, config: EnsembleConfig, combiner: str = "
     return direct_weights(training.evidence, training.targets, pull=config.weighted_pull, by_class=by_class)
 
 
-def _predict_held_out(
-    fit: Training, held_out: Training, penalties: Sequence[Penalty], with_trees: bool, config: EnsembleConfig
-) -> tuple[list[Curves], list[np.ndarray]]:
-    """Return the held-out predictions of every penalty, and those of every number of trees."""
-    rows = _rows(fit, config)
-    logistic = predict_each(fit_stackers(rows, penalties=penalties), held_out.evidence)
-    if not with_trees:
-        return logistic, []
-    rounds = sorted(config.gbm_rounds)
-    boosted = fit_boosted(rows, num_rounds=rounds[-1], config=config)
-    return logistic, boosted.predict_path(held_out.evidence, rounds)
+def _predict_held_out(fit: Training, held_out: Training, with_trees: bool, config: EnsembleConfig) -> _HeldOut:
+    logistic, boosted = _fit_candidates(fit, with_trees, config)
+    trees = boosted.predict_path(held_out.evidence, _rounds(config)) if boosted else []
+    return predict_each(logistic, held_out.evidence), trees
+
+
+def _fit_candidates(
+    training: Training, with_trees: bool, config: EnsembleConfig
+) -> tuple[list[Stacker], BoostedStacker | None]:
+    """Return a stacker for every penalty, and the boosted one with most trees."""
+    rows = _rows(training, config)
+    boosted = fit_boosted(rows, num_rounds=_rounds(config)[-1], config=config) if with_trees else None
+    return fit_stackers(rows, penalties=_penalties(config)), boosted
 
 
 def _rows(training: Training, config: EnsembleConfig) -> TrainingRows:

@@ -18,9 +18,8 @@ from talstack.ensemble.config import COMBINERS, EnsembleConfig
 from talstack.ensemble.crossfit import (
     BY_CLASS,
     Training,
-    cross_fit_stacker,
+    fit_and_cross_fit_stack,
     fit_and_cross_fit_weighted,
-    fit_stack,
     learnable_folds,
     refuse_leaks,
 )
@@ -236,9 +235,8 @@ def fit_systems(
     named = ("weighted", *config.combiners)
     learned = {name for name in named if name != "vote"} | ({BY_CLASS} if config.stack_mean else set())
     weighed = fit_and_cross_fit_weighted(training, sorted(learned), config=config, jobs=jobs)
-    class_weights, by_class = weighed.get(BY_CLASS, (None, None))  # a part of the stack, and a combiner of its own
-    held_out, chosen = cross_fit_stacker(training, config=config, mean=by_class, jobs=jobs)
-    stack = fit_stack(training, chosen, config=config, weights=class_weights)
+    by_class = weighed.get(BY_CLASS)  # a part of the stack, and a combiner of its own
+    stack, held_out, chosen = fit_and_cross_fit_stack(training, config=config, mean=by_class, jobs=jobs)
     stack.save(folder)
     models = training.evidence.models
     evidence = evidence.with_models(models)

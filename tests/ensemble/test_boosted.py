@@ -126,6 +126,18 @@ def test_same_seed_same_trees(training, stacks) -> None:
     assert fit_stack(training, CHOSEN["gbm"], config=config_of("gbm")).boosted.text == stacks["gbm"].boosted.text
 
 
+def test_fewer_trees_are_the_first_ones(training, scored, stacks) -> None:
+    boosted = stacks["gbm"].boosted
+    fewer = fit_stack(training, replace(CHOSEN["gbm"], num_rounds=30), config=config_of("gbm")).boosted
+    first, same, every = boosted.predict_path(scored.evidence, [30, 30, 100])
+    np.testing.assert_allclose(first, fewer.predict(scored.evidence), atol=1e-6)
+    np.testing.assert_array_equal(same, first)
+    np.testing.assert_allclose(every, boosted.predict(scored.evidence), atol=1e-6)
+    np.testing.assert_allclose(boosted.shortened(30).predict(scored.evidence), first, atol=1e-6)
+    assert boosted.shortened(30).num_rounds == 30
+    assert boosted.shortened(1000) is boosted
+
+
 def test_order_of_models_does_not_matter(stacks, scored) -> None:
     evidence = scored.evidence
     shuffled = evidence.with_models([evidence.models[2], ModelKey("drone", "rgb", "action-gbm"), *evidence.models[:2]])

@@ -8,10 +8,12 @@ import pytest
 
 from talstack.ensemble.config import EnsembleConfig
 from talstack.ensemble.crossfit import (
+    BY_CLASS,
     Chosen,
     Training,
     cross_fit_stacker,
     cross_fit_weighted,
+    fit_and_cross_fit_stack,
     fit_and_cross_fit_weighted,
     fit_stack,
     fit_weights,
@@ -107,6 +109,23 @@ def test_number_of_trees_that_predicts_better_is_chosen(training) -> None:
     assert chosen.num_rounds == 100
     stump, _ = cross_fit_stacker(training, config=replace(config, gbm_rounds=(1,)))
     assert negative_log_loss(curves.action, training.targets) > negative_log_loss(stump.action, training.targets) + 0.1
+
+
+@pytest.mark.parametrize("stacker", ["logistic", "gbm", "both"])
+def test_stack_fitted_beside_its_folds_is_what_it_is_alone(training, stacker) -> None:
+    config = replace(CONFIG, stacker=stacker, gbm_rounds=(40, 20), stack_mean=0.25)
+    stack, held_out, chosen = fit_and_cross_fit_stack(training, config=config, jobs=2)
+    alone, chosen_alone = cross_fit_stacker(training, config=config)
+    assert chosen == chosen_alone
+    np.testing.assert_array_equal(held_out.action, alone.action)
+    fitted = fit_stack(training, chosen, config=config)
+    np.testing.assert_array_equal(stack.mean.weights, fitted.mean.weights)
+    found, expected = stack.predict(training.evidence), fitted.predict(training.evidence)
+    np.testing.assert_allclose(found.action, expected.action, atol=0.01)  # the solver came along the path of penalties
+    np.testing.assert_allclose(found.activity, expected.activity, atol=0.01)
+    mean = fit_and_cross_fit_weighted(training, [BY_CLASS], config=config)[BY_CLASS]
+    again, _, _ = fit_and_cross_fit_stack(training, config=config, mean=mean)
+    np.testing.assert_array_equal(again.predict(training.evidence).action, found.action)
 
 
 def test_threads_change_nothing(training) -> None:
