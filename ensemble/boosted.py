@@ -77,8 +77,7 @@ class BoostedStacker:
             score, done = np.zeros(len(columns)), 0
             for part, count in zip(parts, rounds, strict=True):
                 if count > done:  # LightGBM takes 0 for all
-                    more = {"start_iteration": done, "num_iteration": count - done}
-                    score += booster.predict(columns, raw_score=True, num_threads=1, **more)
+                    score += booster.predict(columns, done, count - done, raw_score=True, num_threads=1)
                 part.append(expit(score).reshape(-1, len(self.actions)).astype(np.float32))
                 done = count
         return [np.concatenate(part) for part in parts]
