@@ -12,7 +12,6 @@ one row, and its columns say the same thing whichever action it is:
 A missing model is NaN, which trees handle by themselves. Deterministic for one LightGBM version.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -177,21 +176,24 @@ def pair_columns(features: np.ndarray, models: Sequence[ModelKey], ratio: np.nda
     """
     own, windows, companion, rival = features[0], features[1:-2], features[-2], features[-1]
     present = ~np.isnan(own)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of rows without any model, which stay NaN
-        groups = [(key.view, key.modality) for key in models]
-        by_group = [
-            np.nanmean(own[[i for i, group in enumerate(groups) if group == one]], axis=0)
-            for one in dict.fromkeys(groups)
-        ]
-        mean = np.nanmean(own, axis=0)
-        around = [np.nanmean(window, axis=0) for window in windows]
-        spread = [np.nanmin(own, axis=0), np.nanmax(own, axis=0), np.nanstd(own, axis=0)]
-        first = np.nanmean(np.where(present, own > rival, np.nan), axis=0)
-        others = [np.nanmean(companion, axis=0), np.nanmax(companion, axis=0), np.nanmean(rival, axis=0)]
+    groups = [(key.view, key.modality) for key in models]
+    by_group = [_mean(own[[i for i, group in enumerate(groups) if group == one]]) for one in dict.fromkeys(groups)]
+    mean = _mean(own)
+    around = [_mean(window) for window in windows]
+    spread = [np.fmin.reduce(own), np.fmax.reduce(own), np.sqrt(_mean(np.square(own - mean)))]
+    first = _mean(np.where(present, own > rival, np.nan))
+    others = [_mean(companion), np.fmax.reduce(companion), _mean(rival)]
     prior = np.broadcast_to(ratio, mean.shape)
     columns = [*by_group, mean, *spread, *around, mean - around[0], first, *others, present.mean(axis=0), prior]
     return np.stack([column.ravel() for column in columns], axis=1).astype(np.float32)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Return the mean over the first axis of what is not NaN; NaN where all is. As np.nanmean, which warns there."""
+    present = ~np.isnan(values)
+    count = present.sum(axis=0)
+    total = np.where(present, values, 0.0).sum(axis=0)
+    return np.divide(total, count, out=np.full(total.shape, np.nan, total.dtype), where=count > 0)
 
 
 def _params(num_pairs: int, config: EnsembleConfig) -> dict[str, Any]:

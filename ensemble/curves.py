@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit
 
 from talstack.ensemble.design import logits
 from talstack.io.predictions import SegmentIndex
@@ -46,23 +45,32 @@ class Curves:
 
 
 class CurveMeans:
-    """The curves of some recordings, laid end to end, with their running integrals; `at` reads them."""
+    """The curves of some recordings, laid end to end, with their running integrals; `at` reads them.
+
+    Attributes:
+        values: the (S, K) curves of every recording.
+        logits: (N, K) float32.
+        within: (N * (FINE + 1), K) float32, sum of a segment's fine steps up to each, from none to all.
+        before: (N, K) float64, sum of the fine steps of a recording's segments up to each.
+    """
 
     def __init__(self, values: Sequence[np.ndarray], segment_s: float) -> None:
         """Take the (S, K) curves of every recording, at the segment centres."""
+        self.values = values
         self.segment_s, self.step_s = segment_s, segment_s / FINE
         self.num_segments = np.array([len(part) for part in values], dtype=np.int64)
         self.first = np.cumsum(self.num_segments) - self.num_segments
-        self.logits = np.ascontiguousarray(logits(np.concatenate(values)))
-        shape = (len(self.logits) * FINE, self.logits.shape[1])
-        self.fine = np.empty(shape, dtype=np.float32)
-        self.before = np.empty(shape)  # the integral up to each fine step, from its recording's start
-        for first, num in zip(self.first, self.num_segments, strict=True):  # one at a time stays in a core's cache
-            own = slice(first * FINE, (first + num) * FINE)
-            self.fine[own] = _fine_curves(self.logits[first : first + num])
-            self.before[own][:1] = 0.0
-            np.cumsum(self.fine[own][:-1], axis=0, dtype=np.float64, out=self.before[own][1:])
-            self.before[own] *= self.step_s
+        self.logits = np.concatenate([logits(part) for part in values])
+        num, num_curves = self.logits.shape
+        within = np.empty((num, FINE + 1, num_curves), dtype=np.float32)
+        self.before = np.zeros((num, num_curves))
+        for first, past in zip(self.first, self.first + self.num_segments, strict=True):  # stays in a core's cache
+            fine, sums = _fine_curves(self.logits[first:past]), within[first:past]
+            sums[:, 0] = 0.0
+            for number in range(FINE):
+                np.add(sums[:, number], fine[:, number], out=sums[:, number + 1])
+            np.cumsum(sums[:-1, FINE], axis=0, dtype=np.float64, out=self.before[first + 1 : past])
+        self.within = within.reshape(-1, num_curves)
 
     def at(self, owner: np.ndarray) -> "RowMeans":
         """Return what reads the curves of the (n,) recordings, given by their position, row by row."""
@@ -102,14 +110,16 @@ class RowMeans:
         Args:
             column: one curve per time gives (n,); a slice of curves gives (n, k).
         """
-        num_steps = self.num_segments * FINE
-        position = np.clip(times_s / self.means.step_s, 0.0, num_steps)
+        num_steps, means = self.num_segments * FINE, self.means
+        position = np.clip(times_s / means.step_s, 0.0, num_steps)
         step = np.minimum(position.astype(np.int64), num_steps - 1)
-        part_s = (position - step) * self.means.step_s
+        part = position - step
         if isinstance(column, slice):
-            part_s = part_s[:, None]
-        step = step + self.first * FINE
-        return _taken(self.means.before, step, column) + _taken(self.means.fine, step, column) * part_s
+            part = part[:, None]
+        segment = self.first + step // FINE
+        low = self.first * FINE + step + segment  # a segment has one sum more than steps
+        steps = (1.0 - part) * _taken(means.within, low, column) + part * _taken(means.within, low + 1, column)
+        return (_taken(means.before, segment, column) + steps) * means.step_s
 
     def inside(self, intervals: np.ndarray, column: np.ndarray | slice) -> np.ndarray:
         """Return the mean over each interval, (n,) or (n, k)."""
@@ -171,7 +181,7 @@ def _taken(values: np.ndarray, rows: np.ndarray, column: np.ndarray | slice) -> 
 
 
 def _fine_curves(at_centres: np.ndarray) -> np.ndarray:
-    """Return a recording's curves at the middles of `FINE` equal parts of every segment, (S * FINE, K) float32.
+    """Return a recording's curves at the middles of `FINE` equal parts of every segment, (S, FINE, K) float32.
 
     Args:
         at_centres: (S, K) float32 logits.
@@ -183,4 +193,7 @@ def _fine_curves(at_centres: np.ndarray) -> np.ndarray:
         part = (number + 0.5) / FINE - 0.5  # of a segment, from its centre
         other = before if part < 0 else after
         fine[:, number] = np.float32(1 - abs(part)) * at_centres + np.float32(abs(part)) * other
-    return expit(fine.reshape(-1, at_centres.shape[1]))
+    np.negative(fine, out=fine)  # scipy's expit takes four times as long; logits are too small for an overflow
+    np.exp(fine, out=fine)
+    fine += 1.0
+    return np.reciprocal(fine, out=fine)

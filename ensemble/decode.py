@@ -180,21 +180,29 @@ class Decoder:
             table = table.with_columns(score=pl.Series(fitted.calibration.apply(table["score"].to_numpy())))
         return table.sort("recording", "score", descending=[False, True], maintain_order=True)
 
-    def propose(self, curves: Curves, settings: DecodeSettings, markov: Sequence[Runs] | None = None) -> Found:
-        """Return the proposals, as the curves give them: not refined, not limited.
+    def propose(self, curves: Curves, settings: DecodeSettings) -> Found:
+        """Return the proposals, as the curves give them: not refined, not limited."""
+        names, means = curves.index.recordings, self.smoothed(curves, settings)
+        return self.proposed(names, means, self.markov_runs(names, means, settings), settings)
 
-        Args:
-            markov: what `markov_runs` gives for these curves and settings, where it is known.
-        """
-        names = curves.index.recordings
-        values = self._smoothed(curves, settings)
-        markov = self._markov_runs(names, values, settings) if markov is None else markov
-        runs = [self._runs(*of_one, settings) for of_one in zip(names, values, markov, strict=True)]
-        means = CurveMeans(values, self.grids[names[0]].segment_s)
+    def smoothed(self, curves: Curves, settings: DecodeSettings) -> CurveMeans:
+        """Return the curves that proposals are read from; settings.smoothing_* matter."""
+        segment_s = self.grids[curves.index.recordings[0]].segment_s
+        if settings.smoothing_s <= 0:
+            return CurveMeans([values for _, values in curves], segment_s)
+        lengths = class_lengths(self.durations.typical_s(), settings.smoothing_power)
+        sigmas = settings.smoothing_s * np.append(1.0, lengths)
+        return CurveMeans([smooth(values, sigmas / segment_s) for _, values in curves], segment_s)
+
+    def proposed(
+        self, names: Sequence[str], means: CurveMeans, markov: Sequence[Runs], settings: DecodeSettings
+    ) -> Found:
+        """Return the proposals where what `smoothed` and `markov_runs` give for the settings is there already."""
+        runs = [self._runs(*of_one, settings) for of_one in zip(names, means.values, markov, strict=True)]
         owner = np.repeat(np.arange(len(names)), [len(of_one.curve) for of_one in runs])
         proposals = labelled(join_runs(runs), owner, means, settings.labels_per_run)
         durations_s = np.array([self.grids[name].duration_s for name in names])
-        return Found(names, durations_s, means, self._boundaries(names, means), proposals)
+        return Found(tuple(names), durations_s, means, self._boundaries(names, means), proposals)
 
     def refined(self, found: Found, settings: DecodeSettings, fitted: Fitted) -> Found:
         """Return the proposals with refined ends, without those that last too short or too long."""
@@ -238,24 +246,19 @@ class Decoder:
         length = proposals.intervals[:, 1] - proposals.intervals[:, 0]
         return with_deviation(features, self.durations.deviation(proposals.label, length))
 
-    def markov_runs(self, curves: Curves, settings: DecodeSettings) -> list[Runs]:
-        """Return each recording's runs of the hidden Markov model; settings.hmm and settings.smoothing_* matter."""
-        return self._markov_runs(curves.index.recordings, self._smoothed(curves, settings), settings)
+    def markov_runs(self, names: Sequence[str], means: CurveMeans, settings: DecodeSettings) -> list[Runs]:
+        """Return each recording's runs of the hidden Markov model; settings.hmm* matter.
 
-    def _smoothed(self, curves: Curves, settings: DecodeSettings) -> list[np.ndarray]:
-        if settings.smoothing_s <= 0:
-            return [values for _, values in curves]
-        lengths = class_lengths(self.durations.typical_s(), settings.smoothing_power)
-        sigmas = settings.smoothing_s * np.append(1.0, lengths)
-        return [smooth(values, sigmas / self.grids[name].segment_s) for name, values in curves]
-
-    def _markov_runs(self, names: Sequence[str], values: Sequence[np.ndarray], settings: DecodeSettings) -> list[Runs]:
+        Args:
+            names: the recordings.
+            means: what `smoothed` gives for them.
+        """
         if not settings.hmm:
             return [join_runs([]) for _ in names]
         levels, found = np.array(settings.hmm_levels), []
-        durations = self._markov_durations(self.grids[names[0]].segment_s)
-        runs = viterbi_runs(values, durations, levels=settings.hmm_levels, weight=settings.hmm_weight)
-        for name, own, (level, curve, segments) in zip(names, values, runs, strict=True):
+        durations = self._markov_durations(means.segment_s)
+        runs = viterbi_runs(means.values, durations, levels=settings.hmm_levels, weight=settings.hmm_weight)
+        for name, own, (level, curve, segments) in zip(names, means.values, runs, strict=True):
             intervals = crossings(own, curve, segments, levels[level], self.grids[name])
             real = intervals[:, 1] > intervals[:, 0]
             found.append(Runs(curve, levels[level], intervals, np.ones(len(curve), dtype=bool)).rows(real))

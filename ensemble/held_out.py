@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import polars as pl
 
-from talstack.ensemble.curves import Curves
+from talstack.ensemble.curves import CurveMeans, Curves
 from talstack.ensemble.decode import NOTHING, Decoder, DecodeSettings, Fitted, Found
 from talstack.ensemble.fit import Learned, Learner, Moved, Truth
 from talstack.ensemble.proposals import Runs
@@ -24,8 +24,10 @@ Item = TypeVar("Item")
 _SELECTION = ("margin", "contrast_weight", "nms", "nms_threshold", "nms_sigma", "min_score", "max_detections")
 _LIMITS = ("start_shift_s", "end_shift_s", "shortest", "longest", "score")
 _ENDS = ("refine",)
-# what the runs of the Markov model depend on
-_MARKOV = ("smoothing_s", "smoothing_power", "hmm", "hmm_levels", "hmm_weight")
+# what the curves, and besides them the runs of the Markov model, depend on
+_SMOOTHING = ("smoothing_s", "smoothing_power")
+_MODEL = ("hmm", "hmm_levels", "hmm_weight")
+KEPT = 2  # smoothings whose curves are kept: that of the best settings so far, and that of the next ones
 _DEFAULTS = {field.name: field.default for field in fields(DecodeSettings)}
 
 
@@ -53,6 +55,7 @@ class HeldOutDecoder:
         self._threads = threads
         self._decoder, self._curves, self._truth, self._tiou = decoder, curves, truth, tiou
         self._groups = np.array([groups[name] for name in curves.index.recordings])
+        self._smoothed: dict[tuple[Any, ...], CurveMeans] = {}
         self._markov: dict[tuple[Any, ...], list[Runs]] = {}  # few runs, and slow to find
         self._found: _Last[Found] = _Last()
         self._learner: _Last[Learner] = _Last()
@@ -65,7 +68,7 @@ class HeldOutDecoder:
         if not self._found.holds(key):
             for made_of_it in (self._learner, self._moved, self._learned):
                 made_of_it.forget()
-        return self._found.of(key, lambda: self._decoder.propose(self._curves, settings, self._markov_runs(settings)))
+        return self._found.of(key, lambda: self._proposed(settings))
 
     def detections(self, settings: DecodeSettings) -> pl.DataFrame:
         """Return the detections of every group, decoded with what was learned on the other groups."""
@@ -86,13 +89,21 @@ class HeldOutDecoder:
         learner = self._learner_of(settings)
         return learner.learned(learner.moved(every, shown=~every, refine=settings.refine), settings).fitted
 
-    def _markov_runs(self, settings: DecodeSettings) -> list[Runs]:
+    def _proposed(self, settings: DecodeSettings) -> Found:
         if settings.smoothing_s <= 0:
             settings = replace(settings, smoothing_power=0.0)  # nothing is smoothed: it does not matter
-        key = tuple(getattr(settings, name) for name in _MARKOV)
-        if key not in self._markov:
-            self._markov[key] = self._decoder.markov_runs(self._curves, settings)
-        return self._markov[key]
+        names, smoothing, model = (
+            self._curves.index.recordings,
+            _values(settings, _SMOOTHING),
+            _values(settings, _MODEL),
+        )
+        means = self._smoothed.pop(smoothing, None) or self._decoder.smoothed(self._curves, settings)
+        if len(self._smoothed) == KEPT:
+            del self._smoothed[next(iter(self._smoothed))]  # the one that was asked for longest ago
+        self._smoothed[smoothing] = means
+        if (smoothing, model) not in self._markov:
+            self._markov[smoothing, model] = self._decoder.markov_runs(names, means, settings)
+        return self._decoder.proposed(names, means, self._markov[smoothing, model], settings)
 
     def _shown(self, learned: Learned, settings: DecodeSettings) -> pl.DataFrame:
         scorer = learned.fitted.scorer
@@ -145,6 +156,10 @@ class _Last(Generic[Value]):
             self.forget()  # never two of them in memory
             self._value, self._key = make(), key
         return self._value
+
+
+def _values(settings: DecodeSettings, names: tuple[str, ...]) -> tuple[Any, ...]:
+    return tuple(getattr(settings, name) for name in names)
 
 
 def _without(settings: DecodeSettings, *steps: tuple[str, ...]) -> DecodeSettings:

@@ -26,8 +26,9 @@ def threshold_runs(
     above = values.T[None] >= levels[:, None, None]
     edge = np.zeros((*above.shape[:2], 1), dtype=np.int8)
     step = np.diff(np.concatenate([edge, above.view(np.int8), edge], axis=2), axis=2)
-    level, curve, first = np.nonzero(step == 1)
-    past = np.nonzero(step == -1)[2]  # in the same order: starts and ends alternate along a curve
+    starts, ends = np.flatnonzero(step == 1), np.flatnonzero(step == -1)  # they alternate along a curve
+    level, curve, first = np.unravel_index(starts, step.shape)
+    past = ends % step.shape[2]
     intervals = crossings(values, curve, np.stack([first, past], axis=1), levels[level], grid)
     if gap_s > 0:
         keep, intervals = _joined(level * values.shape[1] + curve, intervals, gap_s)
