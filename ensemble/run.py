@@ -27,7 +27,7 @@ from talstack.ensemble.curves import Curves
 from talstack.ensemble.decode import Decoder, DecodeSettings
 from talstack.ensemble.evidence import Evidence
 from talstack.ensemble.heads_run import HeadsRun
-from talstack.ensemble.tune import TARGET_TIOU, Problem, Tuned, average_map, solve_each, tune, tuned_with
+from talstack.ensemble.tune import TARGET_TIOU, Problem, Tuned, average_map, is_search, solve_each, tune, tuned_with
 from talstack.ensemble.tuned_file import NAME as TUNED_FILE
 from talstack.ensemble.tuned_file import load_tuned, stale_warnings, tuning_basis
 from talstack.ensemble.weighted import combine, vote
@@ -306,7 +306,8 @@ def _tune_all(
     def solve(name: str, problem: Problem) -> Tuned:
         return tuned_with(problem, chosen[name]) if name in chosen else tune(problem, config=config)
 
-    tuned = solve_each(problems, solve, jobs=jobs)
+    search = is_search(config) and not problems.keys() <= chosen.keys()
+    tuned = solve_each(problems, solve, jobs=jobs, search=search)
     record = {name: {"settings": asdict(t.settings), **t.fitted.to_json()} for name, t in tuned.items()}
     write_json(folder / "decode.json", record)
     decoder = next(iter(problems.values())).decoder

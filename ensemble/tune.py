@@ -120,17 +120,23 @@ class Tuned:
 
 
 def solve_each(
-    problems: Mapping[str, Problem], solve: Callable[[str, Problem], Result], *, jobs: int
+    problems: Mapping[str, Problem], solve: Callable[[str, Problem], Result], *, jobs: int, search: bool
 ) -> dict[str, Result]:
-    """Return what `solve` gives for the name and problem of every system, on so many threads.
+    """Return what `solve` gives for the name and problem of every system, on so many processes or threads.
 
-    Each thread takes a system. The last ones, fewer than threads, have several threads each.
+    A search goes through thousands of short steps, which threads of one process would take in turn: each process takes
+    a system. Without one, starting processes costs more than it gains: each thread takes a system. Last ones, fewer
+    than there are threads, have several threads each.
+
+    Args:
+        solve: can be sent to another process.
+        search: whether `solve` looks for settings.
     """
     jobs, names, found = effective_n_jobs(jobs), list(problems), []
-    whole = len(names) - len(names) % jobs
+    whole = len(names) if search and len(names) > jobs else len(names) - len(names) % jobs
     for several in (names[:whole], names[whole:]):
         at_once = min(jobs, len(several)) or 1
-        found += Parallel(n_jobs=at_once, prefer="threads")(
+        found += Parallel(n_jobs=at_once, prefer="processes" if search else "threads")(
             delayed(solve)(name, replace(problems[name], threads=jobs // at_once)) for name in several
         )
     return dict(zip(names, found, strict=True))
@@ -154,6 +160,11 @@ def first_settings(config: EnsembleConfig) -> DecodeSettings:
     return DecodeSettings(
         nms=config.nms, nms_threshold=config.nms_threshold, max_detections=config.max_detections, **values
     )
+
+
+def is_search(config: EnsembleConfig) -> bool:
+    """Return whether the configuration leaves a choice of settings."""
+    return any(len(set(getattr(config, name))) > 1 for name in SEARCHED)
 
 
 def tune(problem: Problem, *, config: EnsembleConfig, confidence: float = CONFIDENCE) -> Tuned:

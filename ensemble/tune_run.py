@@ -89,7 +89,7 @@ def tune_run(
     report(f"tuning the intervals of {len(systems)} systems")
     with threadpool_limits(limits=1):
         solve = partial(_tuned, config=config, nested=nested)
-        results = list(solve_each(problems, solve, jobs=jobs).values())
+        results = list(solve_each(problems, solve, jobs=jobs, search=True).values())
     save_tuned(run, tuning_basis(manifest, heads, config, names), {r.name: _entry(r) for r in results})
     return results
 

@@ -1,5 +1,6 @@
 """Tuning picks what scores, and corrects what is systematically off."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,15 @@ import pytest
 from talstack.ensemble.config import EnsembleConfig
 from talstack.ensemble.decode import Curves, Decoder
 from talstack.ensemble.durations import ClassDurations
-from talstack.ensemble.tune import Problem, boundary_bias, first_settings, nested_average_map, solve_each, tune
+from talstack.ensemble.tune import (
+    Problem,
+    boundary_bias,
+    first_settings,
+    is_search,
+    nested_average_map,
+    solve_each,
+    tune,
+)
 from talstack.io.detections import DETECTION_SCHEMA
 from talstack.io.errors import ConfigError, LeakError
 from talstack.io.grid import SegmentGrid
@@ -58,9 +67,35 @@ def test_class_runs_are_chosen_where_actions_overlap() -> None:
     ("num", "jobs", "threads"), [(3, 2, [1, 1, 2]), (1, 4, [4]), (3, 16, [5, 5, 5]), (4, 2, [1] * 4), (2, 1, [1, 1])]
 )
 def test_the_last_systems_share_what_threads_there_are(num: int, jobs: int, threads: list[int]) -> None:
-    problem = recordings_like(OVERLAPPING, num=2)
-    found = solve_each({f"s{n}": problem for n in range(num)}, lambda name, one: (name, one.threads), jobs=jobs)
-    assert found == {f"s{n}": (f"s{n}", threads[n]) for n in range(num)}
+    problems = {f"s{n}": recordings_like(OVERLAPPING, num=2) for n in range(num)}
+    found = solve_each(problems, lambda name, one: (name, one.threads, os.getpid()), jobs=jobs, search=False)
+    assert found == {f"s{n}": (f"s{n}", threads[n], os.getpid()) for n in range(num)}
+
+
+def test_searches_run_in_processes_of_their_own() -> None:
+    problems = {f"s{n}": recordings_like(OVERLAPPING, num=2) for n in range(3)}
+    found = solve_each(problems, lambda name, one: (name, one.threads, os.getpid()), jobs=2, search=True)
+    assert list(found) == list(problems)
+    assert [one[:2] for one in found.values()] == [(name, 1) for name in problems]
+    assert os.getpid() not in {pid for _, _, pid in found.values()}
+    alone = solve_each(problems, lambda name, one: os.getpid(), jobs=1, search=True)
+    assert set(alone.values()) == {os.getpid()}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_systems_are_tuned_alike_wherever_that_is(jobs: int) -> None:
+    problems = {f"s{n}": recordings_like(OVERLAPPING, late_s=0.1 * n) for n in range(3)}
+    config = replace(ONE, proposals=("activity", "class"))
+    found = solve_each(problems, lambda name, one: tune(one, config=config), jobs=jobs, search=True)
+    for name, problem in problems.items():
+        expected = tune(problem, config=config)
+        assert (found[name].settings, found[name].average_map) == (expected.settings, expected.average_map)
+
+
+def test_a_choice_of_one_is_no_search() -> None:
+    assert not is_search(ONE)
+    assert is_search(EnsembleConfig())
+    assert not is_search(replace(ONE, gap_s=(0.5, 0.5)))
 
 
 def test_systematic_delay_is_corrected() -> None:
