@@ -100,7 +100,7 @@ class RowMeans:
         """Where the last segment ends, (n,) seconds."""
         return self.num_segments * self.means.segment_s
 
-    def rows(self, keep: np.ndarray) -> "RowMeans":
+    def rows(self, keep: np.ndarray | slice) -> "RowMeans":
         """Return some of the rows."""
         return RowMeans(self.means, self.first[keep], self.num_segments[keep])
 
@@ -154,23 +154,25 @@ class RowMeans:
         return (1.0 - part) * at_left + part * at_right
 
     def logits_around(self, times_s: np.ndarray, offsets: Sequence[float], column: np.ndarray) -> np.ndarray:
-        """Return what `logits_at` gives at the (n,) times plus each of k offsets in segments, (n, k).
+        """Return what `logits_at` gives at the (n,) times plus each of k offsets in segments, (n, k) float32.
 
         The segments around a time are read once for all offsets.
         """
         position = times_s / self.segment_s - 0.5
         here = np.floor(position)
+        beyond = (position - here).astype(np.float32)
         lowest, highest = math.floor(min(offsets)), math.floor(max(offsets)) + 2
         near = np.clip(here.astype(np.int64) + np.arange(lowest, highest + 1)[:, None], 0, self.num_segments - 1)
         window = _taken(self.means.logits, self.first + near, column)
-        found = np.empty((len(times_s), len(offsets)))
-        for number, offset in enumerate(offsets):
+        found = np.empty((len(offsets), len(times_s)), dtype=np.float32)
+        for own, offset in zip(found, offsets, strict=True):
             place = math.floor(offset) - lowest
-            part = (position - here) + (offset - math.floor(offset))  # from 0 to 2 segments beyond that place
+            part = beyond + np.float32(offset - math.floor(offset))  # from 0 to 2 segments beyond that place
             second, third = np.minimum(part, 1.0), np.maximum(part - 1.0, 0.0)
-            found[:, number] = (1.0 - second) * window[place] + (second - third) * window[place + 1]
-            found[:, number] += third * window[place + 2]
-        return found
+            np.multiply(1.0 - second, window[place], out=own)
+            own += (second - third) * window[place + 1]
+            own += third * window[place + 2]
+        return found.T
 
 
 def _taken(values: np.ndarray, rows: np.ndarray, column: np.ndarray | slice) -> np.ndarray:

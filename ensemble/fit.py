@@ -27,12 +27,14 @@ Truth = dict[tuple[str, int], np.ndarray]
 
 def truth_of(instances: pl.DataFrame, actions: tuple[str, ...]) -> Truth:
     """Return {(recording, class column): (n, 2) seconds}."""
-    columns = {name: column for column, name in enumerate(actions)}
-    parts = instances.filter(pl.col("label").is_in(list(actions))).partition_by("recording", "label", as_dict=True)
-    return {
-        (str(recording), columns[str(label)]): rows.select("start_s", "end_s").to_numpy().astype(np.float64)
-        for (recording, label), rows in parts.items()
-    }
+    columns = pl.DataFrame({"label": list(actions), "column": np.arange(len(actions))})
+    known = instances.join(columns, on="label", maintain_order="left").sort("recording", "column", maintain_order=True)
+    if known.is_empty():
+        return {}
+    keys = list(known.select("recording", "column").iter_rows())
+    first = [0, *(row for row in range(1, len(keys)) if keys[row] != keys[row - 1])]
+    rows = known.select("start_s", "end_s").to_numpy().astype(np.float64)
+    return dict(zip((keys[row] for row in first), np.split(rows, first[1:]), strict=True))
 
 
 def fit(decoder: Decoder, found: Found, truth: Truth, settings: DecodeSettings, *, tiou: tuple[float, ...]) -> Fitted:

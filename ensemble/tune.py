@@ -13,6 +13,7 @@ is made without the recordings that are scored.
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, TypeVar
 
 import numpy as np
@@ -163,8 +164,18 @@ def first_settings(config: EnsembleConfig) -> DecodeSettings:
 
 
 def is_search(config: EnsembleConfig) -> bool:
-    """Return whether the configuration leaves a choice of settings."""
-    return any(len(set(getattr(config, name))) > 1 for name in SEARCHED)
+    """Return whether the configuration leaves a choice of settings that matter."""
+    first = first_settings(config)
+    reached = [replace(first, **others) for others in _choices(config, ("score", "smoothing_s"))]
+    return any(
+        len(set(getattr(config, name))) > 1 and any(map(MATTERS.get(name, lambda settings: True), reached))
+        for name in SEARCHED
+    )
+
+
+def _choices(config: EnsembleConfig, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    for values in product(*(getattr(config, name) for name in names)):
+        yield dict(zip(names, values, strict=True))
 
 
 def tune(problem: Problem, *, config: EnsembleConfig, confidence: float = CONFIDENCE) -> Tuned:

@@ -96,6 +96,10 @@ def test_a_choice_of_one_is_no_search() -> None:
     assert not is_search(ONE)
     assert is_search(EnsembleConfig())
     assert not is_search(replace(ONE, gap_s=(0.5, 0.5)))
+    margins = replace(ONE, margin=(0.2, 0.5), smoothing_power=(0.0, 1.0), score=("fitted",))
+    assert not is_search(margins), "what matters to nothing is no choice"
+    assert is_search(replace(margins, score=("plain",)))
+    assert is_search(replace(margins, smoothing_s=(0.5,)))
 
 
 def test_systematic_delay_is_corrected() -> None:
