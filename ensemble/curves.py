@@ -60,8 +60,9 @@ class CurveMeans:
         self.segment_s, self.step_s = segment_s, segment_s / FINE
         self.num_segments = np.array([len(part) for part in values], dtype=np.int64)
         self.first = np.cumsum(self.num_segments) - self.num_segments
-        self.logits = np.concatenate([logits(part) for part in values])
-        num, num_curves = self.logits.shape
+        num, num_curves = int(self.num_segments.sum()), values[0].shape[1]
+        self.logits = np.empty((num, num_curves), dtype=np.float32)  # row by row, whatever the order of the curves
+        np.concatenate([logits(part) for part in values], out=self.logits)
         within = np.empty((num, FINE + 1, num_curves), dtype=np.float32)
         self.before = np.zeros((num, num_curves))
         for first, past in zip(self.first, self.first + self.num_segments, strict=True):  # stays in a core's cache
