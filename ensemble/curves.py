@@ -114,13 +114,17 @@ class RowMeans:
         num_steps, means = self.num_segments * FINE, self.means
         position = np.clip(times_s / means.step_s, 0.0, num_steps)
         step = np.minimum(position.astype(np.int64), num_steps - 1)
-        part = position - step
-        if isinstance(column, slice):
-            part = part[:, None]
+        part = (position - step).astype(np.float32)
         segment = self.first + step // FINE
         low = self.first * FINE + step + segment  # a segment has one sum more than steps
-        steps = (1.0 - part) * _taken(means.within, low, column) + part * _taken(means.within, low + 1, column)
-        return (_taken(means.before, segment, column) + steps) * means.step_s
+        until, steps = _taken(means.within, low, column), _taken(means.within, low + 1, column)
+        steps -= until
+        steps *= part[:, None] if isinstance(column, slice) else part
+        steps += until
+        total = _taken(means.before, segment, column)
+        total += steps
+        total *= means.step_s
+        return total
 
     def inside(self, intervals: np.ndarray, column: np.ndarray | slice) -> np.ndarray:
         """Return the mean over each interval, (n,) or (n, k)."""
@@ -177,9 +181,9 @@ class RowMeans:
 
 
 def _taken(values: np.ndarray, rows: np.ndarray, column: np.ndarray | slice) -> np.ndarray:
-    """Return values[rows, column] of a (N, K) array, several times as fast where the columns are given one by one."""
+    """Return values[rows, column] of a (N, K) array, several times as fast."""
     if isinstance(column, slice):
-        return np.asarray(values[rows, column])
+        return np.take(values, rows, axis=0)[:, column]
     return np.take(values.reshape(-1), rows * values.shape[1] + column)
 
 

@@ -12,7 +12,7 @@ import polars as pl
 from talstack.ensemble.calibration import Calibration
 from talstack.ensemble.decode import Decoder, DecodeSettings, Fitted, Found
 from talstack.ensemble.proposals import Proposals
-from talstack.ensemble.refine import EdgeModel
+from talstack.ensemble.refine import CHUNK, EdgeModel
 from talstack.ensemble.scoring import Scorer, run_features
 from talstack.evaluate.map import match_for_map
 from talstack.io.intervals import aligned_tiou
@@ -129,9 +129,9 @@ class Learner:
 
     @cached_property
     def _run_features(self) -> np.ndarray:
-        """Those of the score of all proposals that refinement does not change; a part at a time, for memory's sake."""
+        """Those of the score of all proposals that refinement does not change; in parts that stay in the cache."""
         every = np.arange(len(self._found.proposals.label))
-        parts = (self._found.rows(part) for part in np.array_split(every, -(-len(every) // MAX_ROWS) or 1))
+        parts = (self._found.rows(part) for part in np.array_split(every, -(-len(every) // CHUNK) or 1))
         return np.concatenate([run_features(part.at, part.proposals) for part in parts])
 
     def _edges(self, found: Found, rows: np.ndarray, own: np.ndarray) -> tuple[tuple[EdgeModel, ...], np.ndarray]:
