@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from rich.table import Table
 
-from talstack.ensemble.curves import Curves
+from talstack.ensemble.curves import CurveMeans, Curves
 from talstack.ensemble.decode import Decoder, DecodeSettings
 from talstack.ensemble.runs import threshold_runs
 from talstack.ensemble.tune import TARGET_TIOU, average_map
@@ -22,7 +22,6 @@ from talstack.evaluate.segments import segment_average_precision
 from talstack.heads.config import HeadsConfig
 from talstack.heads.run import run_heads
 from talstack.io.extraction import FeatureSet
-from talstack.io.grid import SegmentGrid
 from talstack.io.manifest import Manifest
 from talstack.io.predictions import ACTIVITY, ModelKey, SegmentIndex, boundary_curves, dense_probs
 from talstack.io.targets import boundary_targets, segment_index, segment_targets
@@ -136,7 +135,7 @@ def crossing_errors_s(
     out = []
     for recording, rows in index.slices():
         curve = activity[rows][:, None].astype(np.float64)
-        runs = threshold_runs(curve, (0.5,), SegmentGrid(len(curve) * length_s, length_s))[2]
+        runs = threshold_runs(CurveMeans([curve], length_s), (0.5,)).intervals
         for row in instances.filter(pl.col("recording") == recording).iter_rows(named=True):
             for column, side in enumerate(("start_s", "end_s")):
                 errors = np.abs(runs[:, column] - row[side])

@@ -49,17 +49,25 @@ class CurveMeans:
 
     Attributes:
         values: the (S, K) curves of every recording.
+        num_segments, first, durations_s: of every recording, where it begins among the segments, and its seconds.
         logits: (N, K) float32.
         within: (N * (FINE + 1), K) float32, sum of a segment's fine steps up to each, from none to all.
         before: (N, K) float64, sum of the fine steps of a recording's segments up to each.
     """
 
-    def __init__(self, values: Sequence[np.ndarray], segment_s: float) -> None:
-        """Take the (S, K) curves of every recording, at the segment centres."""
+    def __init__(
+        self, values: Sequence[np.ndarray], segment_s: float, durations_s: Sequence[float] | None = None
+    ) -> None:
+        """Take the (S, K) curves of every recording, at the segment centres.
+
+        Args:
+            durations_s: of every recording, which may end within its last segment; by default it ends with it.
+        """
         self.values = values
         self.segment_s, self.step_s = segment_s, segment_s / FINE
         self.num_segments = np.array([len(part) for part in values], dtype=np.int64)
         self.first = np.cumsum(self.num_segments) - self.num_segments
+        self.durations_s = self.num_segments * segment_s if durations_s is None else np.array(durations_s, np.float64)
         num, num_curves = int(self.num_segments.sum()), values[0].shape[1]
         self.logits = np.empty((num, num_curves), dtype=np.float32)  # row by row, whatever the order of the curves
         np.concatenate([logits(part) for part in values], out=self.logits)

@@ -17,9 +17,9 @@ from talstack.ensemble.curves import CurveMeans, Curves, RowMeans
 from talstack.ensemble.durations import ClassDurations
 from talstack.ensemble.hmm import Durations, viterbi_runs
 from talstack.ensemble.nms import Method, suppress, top_k
-from talstack.ensemble.proposals import Proposals, Runs, join_runs, labelled
+from talstack.ensemble.proposals import Proposals, labelled
 from talstack.ensemble.refine import BoundaryVotes, EdgeModel, edge_features
-from talstack.ensemble.runs import crossings, threshold_runs
+from talstack.ensemble.runs import Runs, threshold_runs
 from talstack.ensemble.scoring import Scorer, plain_scores, run_features, with_deviation
 from talstack.ensemble.smoothing import class_lengths, smooth
 from talstack.io.detections import DETECTION_SCHEMA
@@ -124,14 +124,12 @@ class Found:
 
     Attributes:
         recordings: which; the `owner` of a proposal is a position here.
-        durations_s: (R,) how long they are.
         means: their curves.
         boundaries: what boundary heads say of the segments of `means`; None where there are none.
         proposals: in the order of the recordings.
     """
 
     recordings: tuple[str, ...]
-    durations_s: np.ndarray
     means: CurveMeans
     boundaries: BoundaryVotes | None
     proposals: Proposals
@@ -183,26 +181,29 @@ class Decoder:
     def propose(self, curves: Curves, settings: DecodeSettings) -> Found:
         """Return the proposals, as the curves give them: not refined, not limited."""
         names, means = curves.index.recordings, self.smoothed(curves, settings)
-        return self.proposed(names, means, self.markov_runs(names, means, settings), settings)
+        return self.proposed(names, means, self.markov_runs(means, settings), settings)
 
     def smoothed(self, curves: Curves, settings: DecodeSettings) -> CurveMeans:
         """Return the curves that proposals are read from; settings.smoothing_* matter."""
-        segment_s = self.grids[curves.index.recordings[0]].segment_s
-        if settings.smoothing_s <= 0:
-            return CurveMeans([values for _, values in curves], segment_s)
-        lengths = class_lengths(self.durations.typical_s(), settings.smoothing_power)
-        sigmas = settings.smoothing_s * np.append(1.0, lengths)
-        return CurveMeans([smooth(values, sigmas / segment_s) for _, values in curves], segment_s)
+        grids = [self.grids[name] for name in curves.index.recordings]
+        segment_s, values = grids[0].segment_s, [values for _, values in curves]
+        if settings.smoothing_s > 0:
+            lengths = class_lengths(self.durations.typical_s(), settings.smoothing_power)
+            sigmas = settings.smoothing_s * np.append(1.0, lengths) / segment_s
+            values = [smooth(of_one, sigmas) for of_one in values]
+        return CurveMeans(values, segment_s, [grid.duration_s for grid in grids])
 
-    def proposed(
-        self, names: Sequence[str], means: CurveMeans, markov: Sequence[Runs], settings: DecodeSettings
-    ) -> Found:
+    def proposed(self, names: Sequence[str], means: CurveMeans, markov: Runs, settings: DecodeSettings) -> Found:
         """Return the proposals where what `smoothed` and `markov_runs` give for the settings is there already."""
-        runs = [self._runs(*of_one, settings) for of_one in zip(names, means.values, markov, strict=True)]
-        owner = np.repeat(np.arange(len(names)), [len(of_one.curve) for of_one in runs])
-        proposals = labelled(join_runs(runs), owner, means, settings.labels_per_run)
-        durations_s = np.array([self.grids[name].duration_s for name in names])
-        return Found(tuple(names), durations_s, means, self._boundaries(names, means), proposals)
+        parts = [markov.rows(self._is_wanted(markov.curve, settings))]
+        for kind, columns, thresholds in (
+            ("activity", slice(0, 1), settings.activity_thresholds),
+            ("class", slice(1, None), settings.class_thresholds),
+        ):
+            if settings.proposals in (kind, "both"):
+                parts.append(threshold_runs(means, thresholds, columns=columns, gap_s=settings.gap_s))
+        proposals = labelled(Runs.joined(parts), means, settings.labels_per_run)
+        return Found(tuple(names), means, self._boundaries(names, means), proposals)
 
     def refined(self, found: Found, settings: DecodeSettings, fitted: Fitted) -> Found:
         """Return the proposals with refined ends, without those that last too short or too long."""
@@ -214,7 +215,7 @@ class Decoder:
     def limited(self, found: Found, intervals: np.ndarray, settings: DecodeSettings) -> tuple[Found, np.ndarray]:
         """Return the proposals with these (n, 2) ends, shifted and cut, and which are left: not too short or long."""
         proposals = found.proposals
-        longest_s = found.durations_s[proposals.owner][:, None]
+        longest_s = found.means.durations_s[proposals.owner][:, None]
         intervals = np.clip(intervals + [settings.start_shift_s, settings.end_shift_s], 0.0, longest_s)
         length = intervals[:, 1] - intervals[:, 0]
         low, high = self.durations.limits_s[proposals.label].T
@@ -232,7 +233,7 @@ class Decoder:
         Args:
             features: `edge_features` of these intervals.
         """
-        longest_s = found.durations_s[found.proposals.owner][:, None]
+        longest_s = found.means.durations_s[found.proposals.owner][:, None]
         moved = np.clip(model.move(intervals, features, found.means.segment_s), 0.0, longest_s)
         return np.where((moved[:, 1] > moved[:, 0])[:, None], moved, intervals)
 
@@ -246,23 +247,15 @@ class Decoder:
         length = proposals.intervals[:, 1] - proposals.intervals[:, 0]
         return with_deviation(features, self.durations.deviation(proposals.label, length))
 
-    def markov_runs(self, names: Sequence[str], means: CurveMeans, settings: DecodeSettings) -> list[Runs]:
-        """Return each recording's runs of the hidden Markov model; settings.hmm* matter.
-
-        Args:
-            names: the recordings.
-            means: what `smoothed` gives for them.
-        """
+    def markov_runs(self, means: CurveMeans, settings: DecodeSettings) -> Runs:
+        """Return the runs of the hidden Markov model, none where the settings ask for none; settings.hmm* matter."""
         if not settings.hmm:
-            return [join_runs([]) for _ in names]
-        levels, found = np.array(settings.hmm_levels), []
-        durations = self._markov_durations(means.segment_s)
-        runs = viterbi_runs(means.values, durations, levels=settings.hmm_levels, weight=settings.hmm_weight)
-        for name, own, (level, curve, segments) in zip(names, means.values, runs, strict=True):
-            intervals = crossings(own, curve, segments, levels[level], self.grids[name])
-            real = intervals[:, 1] > intervals[:, 0]
-            found.append(Runs(curve, levels[level], intervals, np.ones(len(curve), dtype=bool)).rows(real))
-        return found
+            return Runs.none()
+        levels, durations = np.array(settings.hmm_levels), self._markov_durations(means.segment_s)
+        owner, level, curve, segments = viterbi_runs(
+            means.values, durations, levels=settings.hmm_levels, weight=settings.hmm_weight
+        )
+        return Runs.between(means, owner, curve, levels[level], segments, markov=True)
 
     def _markov_durations(self, segment_s: float) -> Durations:
         """Return the durations of the activity, which are those of all classes, and of every class."""
@@ -271,16 +264,6 @@ class Decoder:
         mean, spread = np.append(overall[0], d.log_mean), np.append(overall[1], d.log_spread)
         longest = np.append(d.limits_s[:, 1].max(), d.limits_s[:, 1]) / segment_s
         return Durations.log_normal(mean - np.log(segment_s), spread, np.minimum(longest, 1e6))
-
-    def _runs(self, name: str, values: np.ndarray, markov: Runs, settings: DecodeSettings) -> Runs:
-        parts = [markov.rows(self._is_wanted(markov.curve, settings))]
-        for first, thresholds in ((0, settings.activity_thresholds), (1, settings.class_thresholds)):
-            if settings.proposals == ("class", "activity")[first]:
-                continue
-            columns = values[:, 1:] if first else values[:, :1]
-            curve, level, intervals = threshold_runs(columns, thresholds, self.grids[name], gap_s=settings.gap_s)
-            parts.append(Runs(curve + first, level, intervals, np.zeros(len(curve), dtype=bool)))
-        return join_runs(parts)
 
     def _boundaries(self, names: Sequence[str], means: CurveMeans) -> BoundaryVotes | None:
         """Return what boundary heads say of these recordings, end to end; nothing is likely where they do not speak."""

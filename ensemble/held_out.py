@@ -15,7 +15,7 @@ import polars as pl
 from talstack.ensemble.curves import CurveMeans, Curves
 from talstack.ensemble.decode import NOTHING, Decoder, DecodeSettings, Fitted, Found
 from talstack.ensemble.fit import Learned, Learner, Moved, Truth
-from talstack.ensemble.proposals import Runs
+from talstack.ensemble.runs import Runs
 
 Value = TypeVar("Value")
 Item = TypeVar("Item")
@@ -56,7 +56,7 @@ class HeldOutDecoder:
         self._decoder, self._curves, self._truth, self._tiou = decoder, curves, truth, tiou
         self._groups = np.array([groups[name] for name in curves.index.recordings])
         self._smoothed: dict[tuple[Any, ...], CurveMeans] = {}
-        self._markov: dict[tuple[Any, ...], list[Runs]] = {}  # few runs, and slow to find
+        self._markov: dict[tuple[Any, ...], Runs] = {}  # few runs, and slow to find
         self._found: _Last[Found] = _Last()
         self._learner: _Last[Learner] = _Last()
         self._moved: _Last[list[Moved]] = _Last()
@@ -102,7 +102,7 @@ class HeldOutDecoder:
             del self._smoothed[next(iter(self._smoothed))]  # the one that was asked for longest ago
         self._smoothed[smoothing] = means
         if (smoothing, model) not in self._markov:
-            self._markov[smoothing, model] = self._decoder.markov_runs(names, means, settings)
+            self._markov[smoothing, model] = self._decoder.markov_runs(means, settings)
         return self._decoder.proposed(names, means, self._markov[smoothing, model], settings)
 
     def _shown(self, learned: Learned, settings: DecodeSettings) -> pl.DataFrame:

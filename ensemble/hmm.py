@@ -60,8 +60,8 @@ class Durations:
 
 def viterbi_runs(
     values: Sequence[np.ndarray], durations: Durations, *, levels: Sequence[float], weight: float
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Return each recording's runs on the likeliest path at every level, by level, curve and time.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the runs on the likeliest path of every curve at every level, by recording, level, curve and time.
 
     Args:
         values: per recording (S, K) probabilities.
@@ -69,10 +69,8 @@ def viterbi_runs(
         weight: how much a segment's logit counts.
 
     Returns:
-        Per recording (n,) int64 position of the level, (n,) int64 curve and (n, 2) int64 segments [first, past).
+        (n,) int64 position of the recording, of the level and of the curve, and (n, 2) int64 segments [first, past).
     """
-    if not len(values):
-        return []
     neutral = logits(np.array(levels))
     evidence = [weight * (curves.T - at) for curves in map(logits, values) for at in neutral]
     together = np.concatenate([own.ravel() for own in evidence])
@@ -81,8 +79,7 @@ def viterbi_runs(
     runs = np.concatenate([np.zeros((0, 4), dtype=np.int64), *found])
     runs = runs[np.lexsort((runs[:, 2], runs[:, 1], runs[:, 0]))]
     owner, level = np.divmod(runs[:, 0], len(levels))
-    bounds = np.searchsorted(owner, np.arange(len(values) + 1))
-    return [(level[a:b], runs[a:b, 1], runs[a:b, 2:]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return owner, level, runs[:, 1], runs[:, 2:]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,30 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from talstack.ensemble.curves import CurveMeans
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Runs:
-    """Runs of curves; arrays (n,) but for the intervals.
-
-    Attributes:
-        curve: column of the curve, 0 for the activity, 1 + class for a class, int64.
-        level: threshold that the run is above, float64.
-        intervals: (n, 2) float64 seconds.
-        markov: whether a hidden Markov model found it.
-    """
-
-    curve: np.ndarray
-    level: np.ndarray
-    intervals: np.ndarray
-    markov: np.ndarray
-
-    def rows(self, keep: np.ndarray) -> "Runs":
-        """Return some of the runs."""
-        return Runs(self.curve[keep], self.level[keep], self.intervals[keep], self.markov[keep])
-
-
-_NONE = Runs(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros((0, 2)), np.zeros(0, dtype=bool))
+from talstack.ensemble.runs import Runs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,41 +18,36 @@ class Proposals:
 
     Attributes:
         runs: where each comes from.
-        owner: (n,) int64, position of its recording.
         label: (n,) int64, the class's column.
         intervals: (n, 2) float64 seconds; the run's own until its ends are refined.
     """
 
     runs: Runs
-    owner: np.ndarray
     label: np.ndarray
     intervals: np.ndarray
 
+    @property
+    def owner(self) -> np.ndarray:
+        """Return the position of every proposal's recording, (n,) int64."""
+        return self.runs.owner
+
     def rows(self, keep: np.ndarray) -> "Proposals":
         """Return some of the proposals."""
-        return Proposals(self.runs.rows(keep), self.owner[keep], self.label[keep], self.intervals[keep])
+        return Proposals(self.runs.rows(keep), self.label[keep], self.intervals[keep])
 
 
-def join_runs(parts: list[Runs]) -> Runs:
-    """Return the runs of all parts, one after the other."""
-    return Runs(*(np.concatenate([getattr(part, name) for part in [_NONE, *parts]]) for name in Runs.__slots__))
-
-
-def labelled(runs: Runs, owner: np.ndarray, means: CurveMeans, labels_per_run: int) -> Proposals:
+def labelled(runs: Runs, means: CurveMeans, labels_per_run: int) -> Proposals:
     """Return the runs of class curves with their class, and those of the activity with their likeliest classes.
 
     They are in the order of their recordings, and in each the activity's come first.
-
-    Args:
-        owner: (n,) int64, position of each run's recording in `means`, ascending.
     """
     own = np.flatnonzero(runs.curve > 0)
     shared = np.flatnonzero(runs.curve == 0)
-    probs = means.at(owner[shared]).inside(runs.intervals[shared], slice(1, None))
+    probs = means.at(runs.owner[shared]).inside(runs.intervals[shared], slice(1, None))
     num_labels = min(labels_per_run, probs.shape[1])
     likeliest = np.argsort(-probs, axis=1, kind="stable")[:, :num_labels]
     rows = np.concatenate([np.repeat(shared, num_labels), own])
     label = np.concatenate([likeliest.ravel(), runs.curve[own] - 1])
-    order = np.argsort(owner[rows], kind="stable")
+    order = np.argsort(runs.owner[rows], kind="stable")
     rows, label = rows[order], label[order]
-    return Proposals(runs.rows(rows), owner[rows], label, runs.intervals[rows])
+    return Proposals(runs.rows(rows), label, runs.intervals[rows])

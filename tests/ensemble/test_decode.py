@@ -48,7 +48,7 @@ def test_confident_curve_keeps_its_boundary_within_the_segment() -> None:
     # nearly 1 in one segment, 0.6 in the next, 0 after: the end lies just behind the middle of the second
     grid = SegmentGrid(4.0, 1.0)
     values = np.array([[0.999], [0.999], [0.6], [0.0005]])
-    _, _, intervals = threshold_runs(values, (0.5,), grid)
+    intervals = threshold_runs(CurveMeans([values], grid.segment_s, [grid.duration_s]), (0.5,)).intervals
     assert intervals[0, 1] == pytest.approx(2.55, abs=0.02)
 
 
@@ -91,10 +91,10 @@ def test_activity_runs_carry_their_likeliest_classes() -> None:
 def test_runs_at_the_ends_of_the_recording_reach_them() -> None:
     grid = SegmentGrid(9.7, 1.0)
     values = np.full((len(grid), 1), 0.9)
-    _, _, intervals = threshold_runs(values, (0.5,), grid)
+    intervals = threshold_runs(CurveMeans([values], grid.segment_s, [grid.duration_s]), (0.5,)).intervals
     assert intervals.tolist() == [[0.0, 9.7]]
     values[3:6] = 0.1
-    _, _, intervals = threshold_runs(values, (0.5,), grid)
+    intervals = threshold_runs(CurveMeans([values], grid.segment_s, [grid.duration_s]), (0.5,)).intervals
     np.testing.assert_allclose(intervals, [[0.0, 3.0], [6.0, 9.7]])
 
 

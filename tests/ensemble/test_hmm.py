@@ -47,7 +47,7 @@ def test_path_is_the_best_of_all(seed) -> None:
     rng = np.random.default_rng(seed)
     logit = rng.normal(0.0, 2.5, (7, 2))
     durations = known_durations(2)
-    ((_, curve, segments),) = viterbi_runs([expit(logit)], durations, levels=[0.5], weight=0.8)
+    _, _, curve, segments = viterbi_runs([expit(logit)], durations, levels=[0.5], weight=0.8)
     for column in range(2):
         evidence = 0.8 * logit[:, column]
         found = [tuple(run) for run in segments[curve == column].tolist()]
@@ -73,7 +73,8 @@ def test_what_is_left_out_of_the_search_has_no_run(typical) -> None:
     logit = [rng.normal(-1.0, 2.0, (num, 3)) + 2.0 * np.sin(np.arange(num) / 5.0)[:, None] for num in (90, 31, 1, 64)]
     levels, num_runs = (0.3, 0.5), 0
     found = viterbi_runs([expit(values) for values in logit], durations, levels=levels, weight=0.7)
-    for values, (level, curve, segments) in zip(logit, found, strict=True):
+    for recording, values in enumerate(logit):
+        level, curve, segments = (part[found[0] == recording] for part in found[1:])
         for number, column in itertools.product(range(len(levels)), range(3)):
             evidence = 0.7 * (np.clip(values[:, column], *LIMITS) - np.log(levels[number] / (1 - levels[number])))
             path = [tuple(run) for run in segments[(level == number) & (curve == column)].tolist()]
@@ -88,9 +89,10 @@ def test_recordings_of_different_length_are_independent() -> None:
     rng = np.random.default_rng(0)
     values = [expit(rng.normal(0, 3, (num, 3))) for num in (5, 40, 17)]
     durations = known_durations(3)
-    together = viterbi_runs(values, durations, levels=[0.4], weight=0.5)
-    for curves, (_, curve, segments) in zip(values, together, strict=True):
-        ((_, alone_curve, alone),) = viterbi_runs([curves], durations, levels=[0.4], weight=0.5)
+    owner, _, curves, intervals = viterbi_runs(values, durations, levels=[0.4], weight=0.5)
+    for recording, of_one in enumerate(values):
+        curve, segments = curves[owner == recording], intervals[owner == recording]
+        _, _, alone_curve, alone = viterbi_runs([of_one], durations, levels=[0.4], weight=0.5)
         assert (curve.tolist(), segments.tolist()) == (alone_curve.tolist(), alone.tolist())
 
 
@@ -99,7 +101,7 @@ def test_flicker_shorter_than_any_instance_is_passed_over() -> None:
     logit[10:18] = 3.0
     logit[13] = -1.5
     logit[24] = 1.5
-    ((_, _, segments),) = viterbi_runs([expit(logit)], known_durations(1, 8.0), levels=[0.5], weight=0.5)
+    _, _, _, segments = viterbi_runs([expit(logit)], known_durations(1, 8.0), levels=[0.5], weight=0.5)
     assert segments.tolist() == [[10, 18]]
 
 
@@ -108,7 +110,7 @@ def test_typical_duration_decides_where_the_curve_does_not() -> None:
     logit[4:9], logit[9:12] = 4.0, 0.0
     ends = []
     for typical in (5.0, 9.0):  # the likeliest length is a little below
-        ((_, _, segments),) = viterbi_runs([expit(logit)], known_durations(1, typical), levels=[0.5], weight=0.5)
+        _, _, _, segments = viterbi_runs([expit(logit)], known_durations(1, typical), levels=[0.5], weight=0.5)
         ends.append(segments.tolist())
     assert ends == [[[4, 9]], [[4, 12]]]
 
@@ -116,4 +118,3 @@ def test_typical_duration_decides_where_the_curve_does_not() -> None:
 def test_long_classes_do_not_make_the_table_endless() -> None:
     durations = Durations.log_normal(np.array([3.0]), np.array([1.0]), np.array([1e6]))
     assert durations.exactly.shape == (MAX_SEGMENTS, 1)
-    assert viterbi_runs([], durations, levels=[0.5], weight=1.0) == []

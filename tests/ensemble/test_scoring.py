@@ -55,9 +55,10 @@ def test_full_extent_has_more_contrast_than_the_peak_inside_it() -> None:
     curve = np.full(20, 0.02)
     curve[5:12], curve[7:9] = 0.7, 0.9
     intervals = np.array([[5.0, 12.0], [7.0, 9.0]])
-    runs = Runs(np.array([1, 1]), np.array([0.5, 0.8]), intervals, np.zeros(2, dtype=bool))
-    means = CurveMeans([np.column_stack([curve, curve, 0.1 * curve])], 1.0).at(np.zeros(2, dtype=int))
-    found = Proposals(runs, np.zeros(2, dtype=int), np.array([0, 0]), intervals)
+    own = np.zeros(2, dtype=int)
+    runs = Runs(own, np.array([1, 1]), np.array([0.5, 0.8]), intervals, np.zeros(2, dtype=bool))
+    means = CurveMeans([np.column_stack([curve, curve, 0.1 * curve])], 1.0).at(own)
+    found = Proposals(runs, np.array([0, 0]), intervals)
     full, peak = plain_scores(means, found, margin=0.2, contrast_weight=1.0)
     assert full > peak
     features = with_deviation(run_features(means, found), np.array([0.0, -2.0]))
