@@ -7,6 +7,7 @@ recording in question: group by group of recordings, the folds of the heads.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import polars as pl
@@ -166,11 +167,9 @@ def fit_and_cross_fit_stack(
     """
     with_trees = config.stacker != "logistic"
     weights, held_out = mean or (None, None)
+    folds = (delayed(_predict_held_out)(fit, left, with_trees, config) for fit, left in training.splits())
     whole, *parts = Parallel(n_jobs=jobs, prefer="threads")(
-        [
-            delayed(_fit_candidates)(training, with_trees, config),
-            *(delayed(_predict_held_out)(fit, left, with_trees, config) for fit, left in training.splits()),
-        ]
+        chain([delayed(_fit_candidates)(training, with_trees, config)], folds)
     )
     held_out = _mean_of(training, held_out, config, jobs)
     curves, chosen = _chosen(training, parts, [config.stacker], config=config, mean=held_out)[config.stacker]

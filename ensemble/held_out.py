@@ -92,17 +92,16 @@ class HeldOutDecoder:
     def _proposed(self, settings: DecodeSettings) -> Found:
         if settings.smoothing_s <= 0:
             settings = replace(settings, smoothing_power=0.0)  # nothing is smoothed: it does not matter
-        names, smoothing, model = (
-            self._curves.index.recordings,
-            _values(settings, _SMOOTHING),
-            _values(settings, _MODEL),
-        )
-        means = self._smoothed.pop(smoothing, None) or self._decoder.smoothed(self._curves, settings)
-        if len(self._smoothed) == KEPT:
-            del self._smoothed[next(iter(self._smoothed))]  # the one that was asked for longest ago
+        smoothing, model = _values(settings, _SMOOTHING), _values(settings, _MODEL)
+        means = self._smoothed.pop(smoothing, None)
+        if means is None:
+            if len(self._smoothed) == KEPT:
+                del self._smoothed[next(iter(self._smoothed))]  # the one that was asked for longest ago
+            means = self._decoder.smoothed(self._curves, settings)
         self._smoothed[smoothing] = means
         if (smoothing, model) not in self._markov:
             self._markov[smoothing, model] = self._decoder.markov_runs(means, settings)
+        names = self._curves.index.recordings
         return self._decoder.proposed(names, means, self._markov[smoothing, model], settings)
 
     def _shown(self, learned: Learned, settings: DecodeSettings) -> pl.DataFrame:
