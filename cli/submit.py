@@ -44,7 +44,7 @@ PACKAGES = ("numpy", "scipy", "polars", "scikit-learn", "lightgbm", "torch", "to
 @click.option(
     "--min-score", type=float, default=0.2, show_default=True, help="vtt, eaf, audacity: leave out detections below."
 )
-@jobs_option("Threads")
+@jobs_option("Processes and threads")
 @click.option("--allow-seen", is_flag=True, help="Score recordings that the backbone was fine-tuned on (optimistic).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def command(  # noqa: PLR0913 - one parameter per option

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option(
     "--nested/--no-nested", default=True, show_default=True, help="Also tune without each group of recordings."
 )
-@jobs_option("Threads")
+@jobs_option("Processes and threads")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def command(  # noqa: PLR0913 - one parameter per option
     run: Path, data: Path | None, split: str, config_file: Path | None, nested: bool, jobs: int, as_json: bool

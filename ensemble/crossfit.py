@@ -160,7 +160,10 @@ def cross_fit_stackers(
 def fit_and_cross_fit_stack(
     training: Training, *, config: EnsembleConfig, mean: tuple[np.ndarray, Curves] | None = None, jobs: int = 1
 ) -> tuple[Stack, Curves, Chosen]:
-    """Return what `fit_stack` and `cross_fit_stacker` do; all candidates are fitted on everything beside the groups.
+    """Return what `fit_stack` and `cross_fit_stacker` do, with what is fitted on everything fitted beside the groups.
+
+    Its logistic stacker is the one on the path of penalties, its trees are the first ones of most, as they were scored;
+    by themselves they differ from these in the third digit.
 
     Args:
         mean: weights by class and their held-out predictions, where they are there already.

@@ -16,6 +16,7 @@ from talstack.ensemble.design import logits
 from talstack.io.predictions import SegmentIndex
 
 FINE = 8  # points per segment at which curves are integrated: contrast must see where in a segment a run ends
+LEAST = 1e-3  # of a segment: over less, differences of integrals are noise
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,10 +137,17 @@ class RowMeans:
 
     def inside(self, intervals: np.ndarray, column: np.ndarray | slice) -> np.ndarray:
         """Return the mean over each interval, (n,) or (n, k)."""
-        low, high = np.clip(intervals, 0.0, self.end_s[:, None]).T
-        length = np.maximum(high - low, 1e-9)
+        low, high = self._bounds(intervals)
+        length = high - low
         total = self.integral(high, column) - self.integral(low, column)
         return total / (length[:, None] if isinstance(column, slice) else length)
+
+    def _bounds(self, intervals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return where intervals start and end within their recordings, `LEAST` of a segment apart at least."""
+        start, end = np.clip(intervals, 0.0, self.end_s[:, None]).T
+        least_s = LEAST * self.segment_s
+        start = np.minimum(start, self.end_s - least_s)
+        return start, np.maximum(end, start + least_s)
 
     def contrast(self, intervals: np.ndarray, column: np.ndarray, margin: float) -> np.ndarray:
         """Return the mean inside minus the mean in the margins on either side, (n,), not below 0.
@@ -147,14 +155,14 @@ class RowMeans:
         A margin is `margin` times the interval's length, at least one segment, and ends at the recording's ends;
         an interval that fills the recording is contrasted with nothing.
         """
-        start, end = np.clip(intervals, 0.0, self.end_s[:, None]).T
+        start, end = self._bounds(intervals)
         width = np.maximum(margin * (end - start), self.segment_s)
         before, after = np.maximum(start - width, 0.0), np.minimum(end + width, self.end_s)
         upto_start, upto_end = self.integral(start, column), self.integral(end, column)
         outer = self.integral(after, column) - upto_end + upto_start - self.integral(before, column)
         length = after - end + start - before
         outside = np.where(length > 1e-9, outer / np.maximum(length, 1e-9), 0.0)
-        return np.maximum((upto_end - upto_start) / np.maximum(end - start, 1e-9) - outside, 0.0)
+        return np.maximum((upto_end - upto_start) / (end - start) - outside, 0.0)
 
     def logits_at(self, times_s: np.ndarray, column: np.ndarray) -> np.ndarray:
         """Return the interpolated logit of one curve per row, shaped as the (n, k) times; `column` is (n,)."""

@@ -255,7 +255,7 @@ class Decoder:
         owner, level, curve, segments = viterbi_runs(
             means.values, durations, levels=settings.hmm_levels, weight=settings.hmm_weight
         )
-        return Runs.between(means, owner, curve, levels[level], segments, markov=True)
+        return Runs.between(means, owner, curve, levels[level], segments, markov=True).real()
 
     def _markov_durations(self, segment_s: float) -> Durations:
         """Return the durations of the activity, which are those of all classes, and of every class."""

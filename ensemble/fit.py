@@ -27,7 +27,9 @@ Truth = dict[tuple[str, int], np.ndarray]
 
 def truth_of(instances: pl.DataFrame, actions: tuple[str, ...]) -> Truth:
     """Return {(recording, class column): (n, 2) seconds}."""
-    columns = pl.DataFrame({"label": list(actions), "column": np.arange(len(actions))})
+    columns = pl.DataFrame(
+        {"label": actions, "column": range(len(actions))}, schema={"label": pl.String, "column": pl.Int64}
+    )
     known = instances.join(columns, on="label", maintain_order="left").sort("recording", "column", maintain_order=True)
     if known.is_empty():
         return {}

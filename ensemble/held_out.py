@@ -27,7 +27,7 @@ _ENDS = ("refine",)
 # what the curves, and besides them the runs of the Markov model, depend on
 _SMOOTHING = ("smoothing_s", "smoothing_power")
 _MODEL = ("hmm", "hmm_levels", "hmm_weight")
-KEPT = 2  # smoothings whose curves are kept: that of the best settings so far, and that of the next ones
+KEPT = 2  # smoothings whose curves are kept, those that were asked for last
 _DEFAULTS = {field.name: field.default for field in fields(DecodeSettings)}
 
 

@@ -71,6 +71,9 @@ def viterbi_runs(
     Returns:
         (n,) int64 position of the recording, of the level and of the curve, and (n, 2) int64 segments [first, past).
     """
+    if not len(values) or not len(levels):
+        nothing = np.zeros(0, dtype=np.int64)
+        return nothing, nothing, nothing, np.zeros((0, 2), dtype=np.int64)
     neutral = logits(np.array(levels))
     evidence = [weight * (curves.T - at) for curves in map(logits, values) for at in neutral]
     together = np.concatenate([own.ravel() for own in evidence])

@@ -94,7 +94,7 @@ def run_ensemble(
     Args:
         manifest: the data set that the heads were trained on.
         run: the folder that `talstack heads` wrote.
-        jobs: threads.
+        jobs: threads, and processes where intervals are searched.
         allow_seen: score recordings that the backbone was fine-tuned on; the metrics then count them.
         heads: the heads' predictions; read from the run's folder by default.
         singles: tune and score every single model too, which takes most of the time where there are many.

@@ -49,14 +49,16 @@ class Runs:
         markov: bool,
     ) -> "Runs":
         """Return the runs of (n, 2) segments [first, past), each to where its curve crosses its level."""
-        intervals = crossings(means, owner, curve, level, segments)
-        runs = cls(owner, curve, level, intervals, np.full(len(owner), markov))
-        return runs.rows(intervals[:, 1] > intervals[:, 0])
+        return cls(owner, curve, level, crossings(means, owner, curve, level, segments), np.full(len(owner), markov))
 
     @classmethod
     def joined(cls, parts: Sequence["Runs"]) -> "Runs":
         """Return the runs of all parts, one after the other."""
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__))
+
+    def real(self) -> "Runs":
+        """Return those that last; a curve may touch its level for no time at all."""
+        return self.rows(self.intervals[:, 1] > self.intervals[:, 0])
 
     def rows(self, keep: np.ndarray) -> "Runs":
         """Return some of the runs."""
@@ -66,7 +68,7 @@ class Runs:
 def threshold_runs(
     means: CurveMeans, thresholds: Sequence[float], *, columns: slice = slice(None), gap_s: float = 0.0
 ) -> Runs:
-    """Return the runs of every curve at or above every threshold, longer than 0; by recording, level, curve and time.
+    """Return the runs of every curve at or above every threshold that last; by recording, level, curve and time.
 
     A run that begins with the first segment starts at 0, one that goes on to the last ends with the recording.
 
@@ -78,7 +80,7 @@ def threshold_runs(
     first_curve, _, _ = columns.indices(means.logits.shape[1])
     (owner, level, curve, first), past = _changes(means, logits(levels), columns)
     runs = Runs.between(means, owner, curve + first_curve, levels[level], np.stack([first, past], axis=1), markov=False)
-    return _joined(runs, gap_s) if gap_s > 0 else runs
+    return (_joined(runs, gap_s) if gap_s > 0 else runs).real()
 
 
 def _changes(means: CurveMeans, levels: np.ndarray, columns: slice) -> tuple[tuple[np.ndarray, ...], np.ndarray]:

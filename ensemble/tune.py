@@ -13,12 +13,14 @@ is made without the recordings that are scored.
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
 from joblib import Parallel, delayed, effective_n_jobs
+from threadpoolctl import threadpool_limits
 
 from talstack.ensemble.config import EnsembleConfig
 from talstack.ensemble.crossfit import refuse_leaks
@@ -133,6 +135,7 @@ def solve_each(
         solve: can be sent to another process.
         search: whether `solve` looks for settings.
     """
+    solve = partial(_on_one_core, solve) if search else solve
     jobs, names, found = effective_n_jobs(jobs), list(problems), []
     whole = len(names) if search and len(names) > jobs else len(names) - len(names) % jobs
     for several in (names[:whole], names[whole:]):
@@ -141,6 +144,12 @@ def solve_each(
             delayed(solve)(name, replace(problems[name], threads=jobs // at_once)) for name in several
         )
     return dict(zip(names, found, strict=True))
+
+
+def _on_one_core(solve: Callable[[str, Problem], Result], name: str, problem: Problem) -> Result:
+    """Return what `solve` gives; a limit to the matrix library's threads does not reach other processes by itself."""
+    with threadpool_limits(limits=1):
+        return solve(name, problem)
 
 
 def _divided(groups: dict[str, int]) -> dict[str, int]:

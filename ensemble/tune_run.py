@@ -60,7 +60,7 @@ def tune_run(
         run: the folder that `talstack heads` wrote.
         split: its recordings take no part, so that they can be scored later.
         nested: also tune the ensembles once per group of recordings without it, to see what is left of the gain.
-        jobs: threads.
+        jobs: processes, and threads where nothing is searched.
         report: is told what is being done.
 
     Raises:

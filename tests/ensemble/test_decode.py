@@ -190,3 +190,16 @@ def test_limits_come_from_training_recordings_only(world) -> None:
     np.testing.assert_allclose(limits[1], [length.min(), length.max()])
     other = manifest.instances.filter(pl.col("recording").is_in(training[:1]) & (pl.col("label") == "wave"))
     assert Decoder.of(manifest, 1.0, training[:1]).durations.limits_s[1, 0] == (other["end_s"] - other["start_s"]).min()
+
+
+@pytest.mark.parametrize("length_s", [0.0, 1e-9, 1e-6, 1e-4])
+def test_the_shortest_runs_have_the_mean_of_where_they_are(length_s) -> None:
+    rng = np.random.default_rng(0)
+    means = CurveMeans([rng.uniform(0.1, 0.9, (400, 2))], 0.5)
+    starts = np.append(rng.uniform(0.0, 199.0, 200), [0.0, 200.0 - length_s])
+    rows, column = means.at(np.zeros(len(starts), dtype=np.int64)), np.ones(len(starts), dtype=np.int64)
+    around = rows.inside(np.stack([starts - 0.02, starts + 0.02], axis=1), column)
+    intervals = np.stack([starts, starts + length_s], axis=1)
+    np.testing.assert_allclose(rows.inside(intervals, column), around, atol=0.1)
+    np.testing.assert_allclose(rows.inside(intervals, slice(1, 2))[:, 0], rows.inside(intervals, column), atol=1e-6)
+    assert (rows.contrast(intervals, column, 0.5) <= around + 0.1).all()

@@ -118,3 +118,5 @@ def test_typical_duration_decides_where_the_curve_does_not() -> None:
 def test_long_classes_do_not_make_the_table_endless() -> None:
     durations = Durations.log_normal(np.array([3.0]), np.array([1.0]), np.array([1e6]))
     assert durations.exactly.shape == (MAX_SEGMENTS, 1)
+    assert [len(part) for part in viterbi_runs([], durations, levels=[0.5], weight=1.0)] == [0] * 4
+    assert [len(part) for part in viterbi_runs([np.ones((3, 1))], durations, levels=[], weight=1.0)] == [0] * 4

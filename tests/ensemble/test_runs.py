@@ -73,3 +73,13 @@ def test_runs_are_the_stretches_at_or_above_the_threshold() -> None:
         for start, end in runs.intervals:
             inside |= (np.arange(40) + 0.5 >= start) & (np.arange(40) + 0.5 <= end)
         assert inside.tolist() == (values[:, 0] >= level).tolist()
+
+
+def test_a_touch_of_the_level_is_no_run_but_closes_a_gap() -> None:
+    values = np.array([[0.9], [0.1], [0.5], [0.1], [0.9]])
+    means = CurveMeans([values], 1.0)
+    apart = threshold_runs(means, (0.5,))
+    assert len(apart.curve) == 2
+    assert len(threshold_runs(means, (0.5,), gap_s=1.0).curve) == 2
+    together = threshold_runs(means, (0.5,), gap_s=1.6)  # 1.5 to the touch, and 1.5 from it; 3 without
+    assert together.intervals.tolist() == [[0.0, 5.0]]

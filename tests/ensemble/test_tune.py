@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 import pytest
+from threadpoolctl import threadpool_info
 
 from talstack.ensemble.config import EnsembleConfig
 from talstack.ensemble.decode import Curves, Decoder
@@ -82,14 +83,24 @@ def test_searches_run_in_processes_of_their_own() -> None:
     assert set(alone.values()) == {os.getpid()}
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_systems_are_tuned_alike_wherever_that_is(jobs: int) -> None:
+def test_the_matrix_library_has_one_thread_in_every_process() -> None:
+    problems = {f"s{n}": recordings_like(OVERLAPPING, num=2) for n in range(2)}
+
+    def threads(name: str, problem: Problem) -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    for jobs in (1, 2):
+        assert solve_each(problems, threads, jobs=jobs, search=True) == {"s0": {1}, "s1": {1}}
+
+
+def test_systems_are_tuned_alike_in_other_processes() -> None:
     problems = {f"s{n}": recordings_like(OVERLAPPING, late_s=0.1 * n) for n in range(3)}
     config = replace(ONE, proposals=("activity", "class"))
-    found = solve_each(problems, lambda name, one: tune(one, config=config), jobs=jobs, search=True)
+    found = solve_each(problems, lambda name, one: tune(one, config=config), jobs=2, search=True)
     for name, problem in problems.items():
         expected = tune(problem, config=config)
         assert (found[name].settings, found[name].average_map) == (expected.settings, expected.average_map)
+        assert found[name].fitted.to_json() == expected.fitted.to_json()
 
 
 def test_a_choice_of_one_is_no_search() -> None:
