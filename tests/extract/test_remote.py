@@ -50,7 +50,7 @@ def content(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("[!.]*.h5")}
 
 
-@pytest.mark.parametrize("backend", ["dask", "ray"])
+@pytest.mark.parametrize("backend", [pytest.param("dask", marks=pytest.mark.slow), "ray"])
 def test_clusters_make_what_lanes_make_and_outlive_their_workers(
     backend: Backend, cluster_address: Callable[[Backend], str], tmp_path: Path
 ) -> None:

@@ -119,6 +119,7 @@ def test_the_same_seed_gives_the_same_weights(toy_data: Path, tmp_path: Path) ->
     assert other.weights_sha256 != cards[0].weights_sha256
 
 
+@pytest.mark.slow  # two trainings in processes of their own; test_trainer kills them inside one
 def test_a_training_killed_hard_goes_on_and_ends_with_the_same_weights(toy_data: Path, tmp_path: Path) -> None:
     settings = tmp_path / "c.toml"
     settings.write_text(
